@@ -1,0 +1,95 @@
+"""The words of the project as frozen dataclasses, and its two kinds of error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class RequestError(Exception):
+    """The request was wrong (config, data, folder): the command line ends with exit code 2 and this message."""
+
+
+class WorkError(Exception):
+    """The work failed although the request was right: the command line ends with exit code 1 and this message."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of every row.
+
+    `labels` is the order of every table and every probability vector. It is empty where each row brings its own
+    `choices`. `ordinal` says that `labels` is a rating scale, lowest first. `text` is the column, or the template over
+    columns, that a row's text is made from; prediction needs it to render dictionaries as training did.
+    """
+
+    name: str
+    instruction: str
+    labels: tuple[str, ...]
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+    ordinal: bool = False
+    text: str = "text"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One labelled text.
+
+    `pieces` alternates literal and column value (`literal, value, literal, …`) where the text is a template, so that
+    what does not fit is cut from the longest column; it is empty where the whole text is one column. Joined, the pieces
+    are `text`. `label` is None for a text to predict. `choices` are the row's own answers, None where the task's labels hold.
+    """
+
+    id: str
+    text: str
+    label: str | None = None
+    choices: tuple[str, ...] | None = None
+    pieces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkedCase:
+    """A question with its answer and the reasoning between them: what the reasoner learns from."""
+
+    question: str
+    answer: str
+    reasoning: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One reasoning written for one row, with its figures and the verdict of the checks.
+
+    `cut` says that the writer reached its limit before it ended. `dropped_because` is "" for a kept candidate.
+    """
+
+    row_id: str
+    reasoning: str
+    teacher: str
+    index: int = 0
+    cut: bool = False
+    tokens: int = 0
+    dropped_because: str = ""
+
+    @property
+    def kept(self) -> bool:
+        return not self.dropped_because
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer of a classifier.
+
+    `probabilities` follows `task.labels` (or the row's choices) and sums to 1. `reasoning` is None in modes that write
+    none. `tokens` counts computed tokens, shared ones once. `forced` says that the limit ended the reasoning; `strict`
+    is the label that strict reading of the written text gives, None where it gives none. `pruned` bounds the
+    probability mass that scoring left out.
+    """
+
+    label: str
+    probabilities: Mapping[str, float]
+    reasoning: str | None = None
+    tokens: float = 0.0
+    forced: bool = False
+    strict: str | None = None
+    pruned: float = 0.0
