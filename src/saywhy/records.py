@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# The first words of an answer and of its second part. A reasoning that holds one of them could not be read back.
+REASONING_CUE = "Reasoning:"
+LABEL_CUE = "Label:"
+
 
 class RequestError(Exception):
     """The request was wrong (config, data, folder): the command line ends with exit code 2 and this message."""
