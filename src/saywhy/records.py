@@ -41,7 +41,8 @@ class Row:
 
     `pieces` alternates literal and column value (`literal, value, literal, …`) where the text is a template, so that
     what does not fit is cut from the longest column; it is empty where the whole text is one column. Joined, the pieces
-    are `text`. `label` is None for a text to predict. `choices` are the row's own answers, None where the task's labels hold.
+    are `text`. `label` is None for a text to predict. `choices` are the row's own answers, None where the task's labels
+    hold.
     """
 
     id: str
