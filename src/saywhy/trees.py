@@ -163,3 +163,8 @@ def pack_rows(branches: Sequence[Branch], budget: int) -> list[Pack]:
         else:
             groups.append([member])
     return [side_by_side(branches, group) for group in groups]
+
+
+def pack_alone(branches: Sequence[Branch], budget: int) -> list[Pack]:
+    """Lay every branch by itself, for models that can read neither trees nor padding; `budget` has no effect."""
+    return [side_by_side(branches, [member]) for member in range(len(branches))]

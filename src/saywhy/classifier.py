@@ -1,0 +1,79 @@
+"""Stage 3: one arm of the classifier is trained on the rows and, where it reasons, on their kept reasonings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from saywhy import store
+from saywhy.config import Arm, Train
+from saywhy.lm import LM
+from saywhy.metrics import accuracy, count, macro_f1, mean_recall
+from saywhy.predict import Classifier, answer
+from saywhy.prompts import Part, row_pieces, target, targets, task_instruction
+from saywhy.records import Row, Task
+from saywhy.train.folder import Course, Lesson
+from saywhy.train.folder import train as train_folder
+
+METRICS = {"macro_f1": macro_f1, "accuracy": accuracy, "mean_recall": mean_recall}
+
+
+def lessons(arm: str, rows: Sequence[Row], kept: Mapping[str, tuple[str, ...]]) -> list[Lesson]:
+    """Turn labelled rows into lessons; a row without a kept reasoning has its label-only target in every arm."""
+    return [
+        Lesson(row.id, row_pieces(row), tuple(targets(arm, row.label or "", kept.get(row.id, ()))), row.label or "")
+        for row in rows
+    ]
+
+
+def course(
+    task: Task, arm: str, base: str, settings: Train, rows: Sequence[Row], seed: int, on_overflow: str, trust: bool
+) -> Course:
+    """Say how an arm is trained."""
+    answers = {label for row in rows for label in (row.choices or ())} | set(task.labels)
+    longest = max(answers, key=len, default="")
+    around = () if arm == "label_only" else tuple(p for p in _answer(arm, longest) if p.name != "reasoning")
+    weights = _class_weights(rows) if settings.class_weights == "balanced" else ()
+    return Course(arm, base, task_instruction(task), settings, seed, around, weights, on_overflow, trust)
+
+
+def _answer(arm: str, label: str) -> tuple[Part, ...]:
+    return target("reason_then_label" if arm == "both" else arm, label, "")
+
+
+def _class_weights(rows: Sequence[Row]) -> tuple[tuple[str, float], ...]:
+    counts = Counter(row.label or "" for row in rows)
+    return tuple((label, len(rows) / (len(counts) * n)) for label, n in counts.items())
+
+
+def train(
+    folder: Path, task: Task, arm: Arm, plan: Course, taught: Sequence[Lesson], dev: Sequence[Row], metric: str
+) -> None:
+    """Train one arm into `folder`; the dev rows choose the checkpoint by `metric`, answered as the arm is meant to be."""
+
+    def dev_score(lm: LM) -> float:
+        classifier = Classifier(lm, task, arm.arm, {})
+        return score(task, rows, [p.label for p in answer(classifier, rows, classifier.mode)], metric)
+
+    rows = _some(dev, plan.settings.dev_rows, plan.seed)
+    store.write_json(folder / "task.json", asdict(task))
+    train_folder(folder, plan, taught, arm.name, dev_score if rows else None)
+
+
+def _some(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
+    order = np.random.default_rng(seed).permutation(len(rows))[:most]
+    return [rows[i] for i in sorted(order)]
+
+
+def score(task: Task, rows: Sequence[Row], answers: Sequence[str], metric: str) -> float:
+    """Score answers by one metric; where every row has its own choices, by accuracy."""
+    if not task.labels:
+        return sum(row.label == given for row, given in zip(rows, answers, strict=True)) / len(rows)
+    place = {label: i for i, label in enumerate(task.labels)}
+    gold = np.array([place[row.label or ""] for row in rows])
+    given = np.array([place[one] for one in answers])
+    return float(METRICS[metric](count(gold, given, len(task.labels))))

@@ -1,0 +1,258 @@
+"""The config: one YAML file, read strictly into frozen settings. `settings` has every default and its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from saywhy.config import written
+from saywhy.config.places import FILE_SUFFIXES, Source, locate, near_names
+from saywhy.config.settings import (
+    LEARNING_RATE,
+    SCRATCH_LEARNING_RATE,
+    Api,
+    Arm,
+    Classifier,
+    Config,
+    DataConfig,
+    Evaluate,
+    FromScratch,
+    Reasoner,
+    Reasonings,
+    ReasoningsFile,
+    Sampling,
+    Scratch,
+    Settings,
+    Study,
+    TaskConfig,
+    Train,
+    WorkedCases,
+    did_you_mean,
+    label_fault,
+)
+from saywhy.config.written import KeyPath, Places, dotted
+from saywhy.records import RequestError
+
+__all__ = [
+    "FILE_SUFFIXES",
+    "Api",
+    "Arm",
+    "Classifier",
+    "Config",
+    "DataConfig",
+    "Evaluate",
+    "FromScratch",
+    "Reasoner",
+    "Reasonings",
+    "ReasoningsFile",
+    "Sampling",
+    "Scratch",
+    "Source",
+    "Study",
+    "TaskConfig",
+    "Train",
+    "WorkedCases",
+    "commented_example",
+    "did_you_mean",
+    "dump",
+    "label_fault",
+    "load",
+    "locate",
+    "near_names",
+    "needed_base",
+    "parse",
+    "resolve_path",
+]
+
+_SOURCES: tuple[KeyPath, ...] = (
+    ("data", "train"), ("data", "dev"), ("data", "test"), ("reasoner", "worked_cases", "data"),
+    ("reasonings", "file", "path"),
+)  # fmt: skip
+_BASES: tuple[KeyPath, ...] = (("base",), ("reasoner", "base"), ("classifier", "base"))
+_KINDS = {
+    "string_type": "text", "int_type": "a whole number", "float_type": "a number", "bool_type": "true or false",
+    "tuple_type": "a list", "dict_type": "a mapping",
+}  # fmt: skip
+
+
+def load(path: Path, sets: Sequence[str] = ()) -> Config:
+    """Read a config file; `sets` are replacements such as "data.rows=64", as `--set` gives them."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise RequestError(f"{path}: there is no such file{near_names(path)}; `saywhy init` writes one") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse(text, path, sets)
+
+
+def parse(text: str, where: Path, sets: Sequence[str] = ()) -> Config:
+    """Read a config from its text; `where` is the file it stands in, whether that exists or not.
+
+    Paths come out absolute, bases and learning rates filled in, arms as `Arm` with all of their training settings.
+    """
+    raw, places = written.read(text, str(where))
+    if not isinstance(raw, dict):
+        raise RequestError(f"{where}: a config is a mapping of task, data and more; `saywhy init` writes one")
+    for item in sets:
+        raw = written.set_one(raw, places, item)
+    folder = where.parent.resolve()
+    config = _build(raw, places, folder)
+    if config.study is not None:
+        alone = {key: value for key, value in raw.items() if key != "study"}
+        for key, values in config.study.grid.items():
+            for i, value in enumerate(values):
+                source = f"{_place(('study', 'grid', key, i), places)}: study.grid.{key}[{i}]"
+                changed = written.put(alone, tuple(key.split(".")), value, source)
+                _build(changed, {(): source}, folder)
+    return config
+
+
+def dump(config: Config) -> str:
+    """Write a config as YAML with every default; `parse` gives back an equal one."""
+    plain = config.model_dump(mode="json")
+    common = plain["classifier"]["train"]
+    for arm in plain["classifier"]["arms"]:
+        # What an arm shares stays in one place, so that `--set classifier.train.…` still reaches it.
+        arm["train"] = {key: value for key, value in arm["train"].items() if value != common[key]}
+    return written.write(plain)
+
+
+def resolve_path(config: Config, path: str) -> Path:
+    """Give a path as the config means it: relative to the config file's folder."""
+    return (config.folder / Path(path).expanduser()).resolve()
+
+
+def needed_base(config: Config, stage: str) -> str | FromScratch:
+    """Give the base that `reasoner` or `classifier` is trained from; RequestError where none is named."""
+    base = config.reasoner.base if stage == "reasoner" else config.classifier.base
+    if base is None:
+        raise RequestError(f"base: there is nothing to train the {stage} from; name a hub id, a folder or scratch")
+    return base
+
+
+def commented_example() -> str:
+    """Give the config that `saywhy init` writes."""
+    return resources.files("saywhy").joinpath("config.yaml").read_text(encoding="utf-8")
+
+
+def _build(raw: Mapping[str, Any], places: Places, folder: Path) -> Config:
+    try:
+        config = Config.model_validate(_filled(raw, folder))
+    except ValidationError as error:
+        lines = [_sentence(details, places) for details in error.errors()]
+        raise RequestError("\n".join(dict.fromkeys(lines))) from error
+    config = _with_bases_and_arms(config)
+    config._folder = folder
+    return config
+
+
+def _with_bases_and_arms(config: Config) -> Config:
+    """Hand the common base to both stages and the common training settings to every arm."""
+    reasoner, classifier = config.reasoner, config.classifier
+    arms = tuple(arm.model_copy(update={"train": _merged(classifier.train, arm.train)}) for arm in classifier.arms)
+    return config.model_copy(
+        update={
+            "reasoner": reasoner.model_copy(update={"base": reasoner.base or config.base}),
+            "classifier": classifier.model_copy(update={"base": classifier.base or config.base, "arms": arms}),
+        }
+    )
+
+
+def _filled(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Fill in what depends on the folder or on other keys: paths, learning rates, the teacher."""
+    filled = dict(raw)
+    for path in (*_SOURCES, *_BASES):
+        value = _at(filled, path)
+        if isinstance(value, str) and value.strip():
+            found = _base(value, folder) if path in _BASES else locate(value, folder).absolute()
+            filled = written.put(filled, path, found, "")
+    for stage in ("reasoner", "classifier"):
+        section, train = _at(filled, (stage,)), _at(filled, (stage, "train"))
+        if not isinstance(section or {}, dict) or not isinstance(train or {}, dict):
+            continue
+        if (train or {}).get("learning_rate") is None:
+            base = _at(filled, (stage, "base")) or filled.get("base")
+            rate = SCRATCH_LEARNING_RATE if base == "scratch" or isinstance(base, dict) else LEARNING_RATE
+            filled = written.put(filled, (stage, "train", "learning_rate"), rate, "")
+    reasonings = _at(filled, ("reasonings",))
+    if (reasonings is None or isinstance(reasonings, dict)) and _at(filled, ("reasonings", "teacher")) is None:
+        teacher = [] if _at(filled, ("reasoner", "worked_cases")) is None else ["reasoner"]
+        filled = written.put(filled, ("reasonings", "teacher"), teacher, "")
+    return filled
+
+
+def _at(raw: Mapping[str, Any], path: KeyPath) -> Any:
+    node: Any = raw
+    for key in path:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def _base(value: str, folder: Path) -> str:
+    """Make a base absolute where it is a folder; a hub id stays, and so does scratch."""
+    path = folder / Path(value).expanduser()
+    local = value.startswith((".", "~", "/")) or "\\" in value
+    return str(path.resolve()) if value != "scratch" and (local or path.is_dir()) else value
+
+
+def _merged(train: Train, differing: Train) -> Train:
+    changes = {key: getattr(differing, key) for key in differing.model_fields_set}
+    return Train.model_validate({**train.model_dump(), **changes})
+
+
+def _keys_at(path: KeyPath) -> list[str]:
+    """List the keys that the settings at a path have."""
+    settings: type[Settings] = Config
+    for key in path:
+        if isinstance(key, str):
+            settings = next(_settings_in(settings.model_fields[key].annotation))
+    return list(settings.model_fields)
+
+
+def _settings_in(annotation: Any) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _settings_in(inner)
+
+
+def _place(path: KeyPath, places: Places) -> str:
+    """Say where a key stands, or the nearest key above it that was written."""
+    while path not in places and path:
+        path = path[:-1]
+    return places.get(path, "config")
+
+
+def _sentence(details: ErrorDetails, places: Places) -> str:
+    """Make one line of one validation error: the place, the key, what is wrong and what would be right."""
+    path = tuple(key for key in details["loc"] if not str(key).startswith("("))
+    context = details.get("ctx", {})
+    kind, value = details["type"], details["input"]
+    if kind == "extra_forbidden":
+        names = _keys_at(path[:-1])
+        what = "unknown key" + (did_you_mean(str(path[-1]), names) or f"; there are {', '.join(names)}")
+    elif kind == "model_type":
+        what = f"should be a mapping of {', '.join(_keys_at(path))}, not {value!r}"
+    elif kind == "missing":
+        what = "is missing"
+    elif kind in _KINDS:
+        what = f"should be {_KINDS[kind]}, not {value!r}" + ("; put it in quotes" if kind == "string_type" else "")
+    elif kind == "literal_error":
+        names = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        what = f"should be one of {', '.join(names)}, not {value!r}{did_you_mean(str(value), names)}"
+    elif kind == "value_error":
+        what = str(context["error"])
+    elif kind == "string_pattern_mismatch":
+        what = f"should not be {value!r}: it is empty or holds a character that is not allowed"
+    else:
+        what = f"{details['msg'].replace('Input should', 'should')}, not {value!r}"
+    key = dotted(path)
+    return f"{_place(path, places)}: {key}{': ' if key else ''}{what}"

@@ -1,0 +1,455 @@
+"""Every setting, with its default and where that comes from; `card` is the model card of syvai/emotion-reasoning-1b."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+ArmName = Literal["label_only", "reason_then_label", "label_then_reason", "both"]
+ModeName = Literal["label", "reason", "explain", "vote", "ensemble", "adaptive"]
+Teacher = Literal["reasoner", "base", "column", "file", "api"]
+CheckName = Literal[
+    "empty", "too_long", "cut_off", "copy_of_text", "label_named_first", "another_label_named", "cue_inside"
+]
+CHECKS: tuple[CheckName, ...] = (
+    "empty", "too_long", "cut_off", "copy_of_text", "label_named_first", "another_label_named", "cue_inside",
+)  # fmt: skip
+
+LEARNING_RATE = 2e-5  # model card of syvai/emotion-reasoning-1b
+SCRATCH_LEARNING_RATE = 2e-3  # ours: random weights of a few million parameters learn too slowly at 2e-5
+
+T = TypeVar("T")
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Say which known name stands nearest to a word, as the end of a sentence; "" where none is near."""
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def label_fault(label: str) -> str:
+    """Say why a label could not be scored, "" where it can."""
+    if not label.strip():
+        return "is empty"
+    if len(label.splitlines()) > 1 or label != label.strip():
+        return "starts or ends with white space or holds a line break, so that it could not be told apart in an answer"
+    return ""
+
+
+# What YAML gives, made into what a field holds. A ValueError's text goes on where the key stands.
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _to_tuple(value)
+
+
+def _check_rows(value: Any) -> int | str:
+    if value == "all" or (type(value) is int and value >= 2):
+        return value  # type: ignore[no-any-return]
+    raise ValueError(f"should be all or a whole number from 2 on, not {value!r}")
+
+
+def _check_split(value: Any) -> str | float:
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    raise ValueError(f"should be a file, a folder, a hub id or a share of train between 0 and 1, not {value!r}")
+
+
+def _check_label_weight(value: Any) -> str | float:
+    if value in ("balanced", "tokens"):
+        return str(value)
+    if type(value) in (int, float) and 0 < value < float("inf"):
+        return float(value)
+    raise ValueError(f"should be balanced, tokens or a number above 0, not {value!r}")
+
+
+def _check_labels(value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, list | dict):
+        raise ValueError(f"should be a list of labels, or a mapping from label to description, not {value!r}")
+    described = value if isinstance(value, dict) else {}
+    for label in value:
+        if not isinstance(label, str):
+            raise ValueError(f"should hold labels, not {label!r}")
+        if fault := label_fault(label):
+            raise ValueError(f"label {label!r} {fault}")
+        if not isinstance(described.get(label, ""), str):
+            raise ValueError(f"label {label!r} should be described by one text")
+    if len(set(value)) < max(2, len(value)):
+        raise ValueError("should hold at least two labels, each once")
+    return {label: described.get(label, "").strip() for label in value}
+
+
+def _kind_of_base(value: Any) -> str:
+    return "(text)" if isinstance(value, str) and value != "scratch" else "(mapping)"
+
+
+Items = Annotated[tuple[T, ...], BeforeValidator(_to_tuple)]
+Rows = Annotated[int | Literal["all"], PlainValidator(_check_rows)]
+Split = Annotated[str | float, PlainValidator(_check_split)]
+Words = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+
+class Settings(BaseModel):
+    """Settings that are frozen and refuse what they do not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, value: Any) -> Any:
+        return {} if value is None else cls._written(value)
+
+    @classmethod
+    def _written(cls, value: Any) -> Any:
+        """Spell out what was written short."""
+        return value
+
+
+class TaskConfig(Settings):
+    """What is asked of every row."""
+
+    name: str = Field(
+        pattern=r"^[^\s./\\:*?\"<>|][^/\\:*?\"<>|\n]*$", description="names the task and its folder: no / \\ : * ?"
+    )
+    instruction: Words = Field(description="the sentence that stands before every text")
+    labels: Annotated[dict[str, str] | None, BeforeValidator(_check_labels)] = Field(
+        default=None,
+        description='label to description ("" for none), in the order of every table; null: read from train',
+    )
+    text: Words = Field(default="text", description="a column, or a template over columns such as 'Premise: {premise}'")
+    label: Words = Field(default="label", description="the column with one label a row")
+    choices: Words | None = Field(default=None, description="the column with each row's own answers")
+    ordinal: bool = Field(default=False, description="the labels are a rating scale, lowest first")
+
+    @model_validator(mode="after")
+    def _check(self) -> TaskConfig:
+        if self.choices is not None and (self.labels is not None or self.ordinal):
+            raise ValueError("choices are each row's own answers: leave labels and ordinal out, or choices")
+        return self
+
+
+class DataConfig(Settings):
+    """Where the rows are."""
+
+    train: Words = Field(description="a file (csv, tsv, jsonl, parquet), a folder or a hub id; 'id:split' picks a part")
+    dev: Split = Field(default=0.1, description="likewise, or a share of train; ours: customary")
+    test: Split = Field(default=0.2, description="likewise; a share is cut off first; ours: customary")
+    id: Words | None = Field(default=None, description="the column of unique ids; null: a hash of the row's columns")
+    label_names: Annotated[tuple[str, ...] | None, BeforeValidator(_to_tuple)] = Field(
+        default=None, description="names of integer labels from 0 on; null: the data set's own, where it has them"
+    )
+    rows: Rows = Field(default="all", description="a number draws that many training rows: seeded, stratified, nested")
+    on_overflow: Literal["cut", "drop", "error"] = Field(
+        default="cut", description="what happens to a text that does not fit"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        shares = [share for share in (self.dev, self.test) if isinstance(share, float)]
+        if sum(shares) >= 1:
+            raise ValueError(f"the shares dev and test ({' + '.join(map(str, shares))}) leave nothing to train on")
+        for name in self.label_names or ():
+            if fault := label_fault(name):
+                raise ValueError(f"label_names: {name!r} {fault}")
+        if self.label_names is not None and len(set(self.label_names)) < max(2, len(self.label_names)):
+            raise ValueError("label_names should hold at least two names, each once")
+        return self
+
+
+class Scratch(Settings):
+    """A small Llama with random weights and a tokenizer trained on the rows."""
+
+    width: int = Field(
+        default=128, ge=8, description="size of a hidden state; ours: learns in minutes on two CPU cores"
+    )
+    layers: int = Field(default=4, ge=1, description="number of layers; ours, as width")
+    vocabulary: int = Field(
+        default=3000, ge=260, description="tokens of the tokenizer, 256 of them bytes; ours, as width"
+    )
+    heads: int = Field(default=4, ge=1, description="attention heads; width is a multiple of twice this")
+
+    @model_validator(mode="after")
+    def _check(self) -> Scratch:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} should be a multiple of twice heads ({2 * self.heads})")
+        return self
+
+
+class FromScratch(Settings):
+    """A base that is made instead of loaded."""
+
+    scratch: Scratch = Scratch()
+
+    @classmethod
+    def _written(cls, value: Any) -> Any:
+        return {"scratch": {}} if value == "scratch" else value
+
+
+Base = Annotated[
+    Annotated[Words, Tag("(text)")] | Annotated[FromScratch, Tag("(mapping)")], Discriminator(_kind_of_base)
+]
+
+
+class Train(Settings):
+    """How one model is trained."""
+
+    epochs: float = Field(
+        default=3.0, gt=0, description="passes over the rows; ours: the card's one starves a label-only arm"
+    )
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps; overrides epochs")
+    rows_per_step: int | None = Field(
+        default=32, ge=1, description="rows a step, so that all arms take the same steps; ours"
+    )
+    tokens_per_step: int | None = Field(default=None, ge=1, description="tokens a step instead, as both papers have it")
+    learning_rate: float = Field(
+        default=LEARNING_RATE, gt=0, description="highest rate; 2e-5 from the card, 2e-3 for scratch"
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="from the card")
+    warmup: float = Field(
+        default=0.05, ge=0, lt=1, description="share of the steps with rising rate; the card has 10 steps"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="from the card")
+    clip: float = Field(default=1.0, gt=0, description="longest gradient of a step; the default of common trainers")
+    label_weight: Annotated[Literal["balanced", "tokens"] | float, PlainValidator(_check_label_weight)] = Field(
+        default="balanced",
+        description="label against reasoning in the loss; ours: best as measured; tokens: the papers'",
+    )
+    class_weights: Literal["none", "balanced"] = Field(default="none", description="balanced: rare labels weigh more")
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        default="auto", description="auto: the faster of two timed steps"
+    )
+    layout: Literal["auto", "tree", "rows"] = Field(default="auto", description="auto: the faster of the first steps")
+    pack_tokens: int = Field(default=2048, ge=16, description="longest pack; ours: bounds memory, changes no result")
+    evaluations: int = Field(
+        default=4, ge=1, description="how often the dev split is asked which checkpoint is best; card: 2"
+    )
+    dev_rows: int = Field(default=400, ge=1, description="dev rows used for that; ours: five points of 95% interval")
+    checkpoint_every: int = Field(default=50, ge=1, description="steps that a killed run loses at most; ours")
+
+    @classmethod
+    def _written(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        rows, tokens = value.get("rows_per_step"), value.get("tokens_per_step")
+        if rows is not None and tokens is not None:
+            raise ValueError("rows_per_step and tokens_per_step exclude each other: set one of them to null")
+        if tokens is not None:
+            return {**value, "rows_per_step": None}
+        return {**value, "tokens_per_step": None} if rows is not None else {**value, "rows_per_step": 32}
+
+
+class ReasonerTrain(Train):
+    """How the reasoner is trained."""
+
+    epochs: float = Field(default=1.0, gt=0, description="from the card")
+
+
+class WorkedCases(Settings):
+    """Where the worked cases are, as columns or templates."""
+
+    data: Words = Field(description="a file, a folder or a hub id; 'id:split' picks a part")
+    question: Words = Field(
+        default="question", description="a column or a template, into lists too: '{messages[0].content}'"
+    )
+    answer: Words = Field(default="answer", description="likewise")
+    reasoning: Words = Field(default="reasoning", description="likewise")
+    of_this_task: bool = Field(default=False, description="they are cases of this task: ask them with its instruction")
+    rows: Rows = Field(default="all", description="a number draws that many of them: seeded, nested")
+
+
+class Reasoner(Settings):
+    """The model that learns to lead from a question to its answer."""
+
+    base: Base | None = Field(default=None, description="null: the config's base")
+    worked_cases: WorkedCases | None = Field(
+        default=None, description="what it learns from; null: there is no reasoner"
+    )
+    train: ReasonerTrain = ReasonerTrain()
+
+
+class ReasoningsFile(Settings):
+    """A file that brings reasonings by row id."""
+
+    path: Words
+    id: Words = "id"
+    reasoning: Words = "reasoning"
+
+
+class Api(Settings):
+    """An OpenAI-compatible server that writes reasonings."""
+
+    base_url: Words | None = Field(default=None, description="null: the client's own")
+    model: Words | None = None
+    key_env: Words = Field(default="OPENAI_API_KEY", description="the environment variable that holds the key")
+    concurrency: int = Field(default=8, ge=1, description="requests under way at once; ours")
+
+
+class Sampling(Settings):
+    """How a teacher's words are drawn."""
+
+    temperature: float = Field(default=0.8, ge=0, description="ours: candidates should differ; 0 is greedy")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="ours, as temperature")
+    max_tokens: int = Field(default=256, ge=1, description="the limit of one reasoning; ours")
+
+
+class Reasonings(Settings):
+    """Who writes the reasonings and which of them are kept."""
+
+    teacher: Annotated[tuple[Teacher, ...], BeforeValidator(_one_or_more)] = Field(
+        default=(), description="absent: the reasoner where there are worked cases, else nobody"
+    )
+    column: Words = Field(default="reasoning", description="the training rows' column, for the teacher column")
+    file: ReasoningsFile | None = None
+    api: Api = Api()
+    sampling: Sampling = Sampling()
+    candidates: int = Field(default=4, ge=1, description="written per row; ours: the checks need a choice")
+    per_row: int = Field(default=1, ge=1, description="kept per row; both papers have one")
+    replace: Literal["none"] = Field(default="none", description="what stands in for the reasonings, as a control")
+    checks: Items[CheckName] = Field(
+        default=CHECKS, description="rules that drop a reasoning; ours: the first paper had none"
+    )
+    too_long_tokens: int = Field(
+        default=256, ge=1, description="the limit of the check too_long; as sampling.max_tokens"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Reasonings:
+        if len(set(self.teacher)) < len(self.teacher) or len(set(self.checks)) < len(self.checks):
+            raise ValueError("teacher and checks name each of theirs once")
+        if "file" in self.teacher and self.file is None:
+            raise ValueError("the teacher file needs file: {path: …}")
+        if self.per_row > self.candidates:
+            raise ValueError(f"per_row ({self.per_row}) is more than candidates ({self.candidates})")
+        return self
+
+
+class Arm(Settings):
+    """One way to train a classifier, under a name of its own."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.]*$", description="names its folder; absent: as arm")
+    arm: ArmName
+    train: Train = Field(default=Train(), description="what differs from classifier.train; once loaded, all of it")
+    match: Literal["tokens"] | None = Field(default=None, description="tokens: as many as the arm `to` computes")
+    to: str | None = None
+
+    @classmethod
+    def _written(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value, "arm": value}
+        if isinstance(value, dict) and "name" not in value and "arm" in value:
+            return {"name": value["arm"], **value}
+        return value
+
+
+class Classifier(Settings):
+    """The arms to compare."""
+
+    base: Base | None = Field(default=None, description="null: the config's base")
+    arms: Items[Arm] = Field(
+        default=tuple(Arm(name=name, arm=name) for name in ("label_only", "reason_then_label", "label_then_reason")),
+        description="both papers compare the first with one of the others",
+    )
+    train: Train = Train()
+
+    @field_validator("arms")
+    @classmethod
+    def _check_arms(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        names = [arm.name for arm in arms]
+        if not arms:
+            raise ValueError("should hold at least one arm")
+        if len(set(names)) < len(names):
+            raise ValueError("two arms have the same name: give one of them another `name`")
+        for arm in arms:
+            if (arm.match is None) != (arm.to is None):
+                raise ValueError(f"arm '{arm.name}': match and to go together")
+            others = [other.name for other in arms if other.match is None]
+            if arm.to is not None and arm.to not in others:
+                near = did_you_mean(arm.to, others)
+                raise ValueError(f"arm '{arm.name}': to: no arm '{arm.to}' is trained without a match{near}")
+        return arms
+
+
+class Evaluate(Settings):
+    """How the arms are asked."""
+
+    batch_tokens: int = Field(default=8192, ge=16, description="tokens asked at once; ours: bounds memory only")
+    explain_rows: int = Field(
+        default=200, ge=0, description="rows that are explained after their label; ours: enough to read"
+    )
+    bootstrap: int = Field(default=2000, ge=100, description="resamples behind each interval; customary")
+    modes: Annotated[tuple[ModeName, ...] | None, BeforeValidator(_to_tuple)] = Field(
+        default=None, description="only these modes, where an arm was taught them; null: all"
+    )
+
+
+class Study(Settings):
+    """Settings to vary, in all combinations."""
+
+    grid: dict[str, Items[Any]] = Field(description="a key that --set knows to its values")
+
+    @field_validator("grid")
+    @classmethod
+    def _check_grid(cls, grid: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        if not grid or not all(grid.values()):
+            raise ValueError("should hold at least one key, each with a list of values")
+        return grid
+
+
+class Config(Settings):
+    """Everything a run is told."""
+
+    task: TaskConfig
+    data: DataConfig
+    base: Base | None = Field(default=None, description="hub id, folder or scratch; both papers: a pretrained model")
+    trust_remote_code: bool = Field(
+        default=False, description="run code that a model's repository brings; off for safety"
+    )
+    reasoner: Reasoner = Reasoner()
+    reasonings: Reasonings = Reasonings()
+    classifier: Classifier = Classifier()
+    evaluate: Evaluate = Evaluate()
+    recommend_by: Literal["macro_f1", "accuracy", "mean_recall"] = Field(
+        default="macro_f1",
+        description="what chooses on the dev split; ours: the papers' gain hid a collapsed rare class",
+    )
+    study: Study | None = None
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of everything that is drawn")
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths are relative to."""
+        return self._folder
+
+    def __eq__(self, other: object) -> bool:
+        # Paths are absolute once loaded, so the same settings mean the same wherever they are written down.
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if "reasoner" in self.reasonings.teacher and self.reasoner.worked_cases is None:
+            raise ValueError("reasonings.teacher: the reasoner needs reasoner.worked_cases to learn from")
+        return self

@@ -1,0 +1,57 @@
+"""A trained model's folder: a Hugging Face model folder with prompt.json beside its weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saywhy import store
+from saywhy.lm import LM, bind
+from saywhy.lm.encode import Encoder, Prompt, golden_ids, make_encoder, template_hash
+from saywhy.lm.load import model_of, tokenizer_of
+from saywhy.prompts import REASONER
+from saywhy.records import RequestError
+
+
+def save(folder: Path, arm: str, model: Any, encoder: Encoder) -> None:
+    """Write the model and its prompt. Generation stops at the end token, so that any server stops where we do."""
+    tokenizer = encoder.tokenizer
+    config = model.generation_config
+    stops = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    known = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+    config.eos_token_id = [encoder.end, *(i for i in known if i != encoder.end)]
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
+    model.config.use_cache = True
+    model.save_pretrained(folder)
+    model.config.use_cache = False
+    tokenizer.save_pretrained(folder)
+    prompt = {"arm": arm, "conditional_on_gold_label": arm == REASONER, **asdict(encoder.prompt)}
+    store.write_json(folder / "prompt.json", prompt)
+
+
+def load(folder: Path) -> tuple[str, LM]:
+    """Load a model folder as written: what it was taught, and its model with encoder.
+
+    Raises RequestError where the template's hash or the golden ids differ from those of the training.
+    """
+    if not (folder / "prompt.json").exists():
+        raise RequestError(f"{folder} is no model folder of saywhy: it has no prompt.json; name a run's arm folder")
+    saved = store.read_json(folder / "prompt.json")
+    arm = saved.pop("arm")
+    saved.pop("conditional_on_gold_label")
+    prompt = Prompt(**{**saved, "golden": tuple(saved["golden"])})
+    tokenizer = tokenizer_of(folder)
+    if template_hash(tokenizer) != prompt.template_hash:
+        raise RequestError(f"{folder}: the chat template is not the one the model was trained with; restore its files")
+    encoder = make_encoder(tokenizer, prompt)
+    if golden_ids(encoder) != prompt.golden:
+        raise RequestError(f"{folder}: the tokenizer gives other ids than in training; restore its tokenizer files")
+    model = model_of(folder)
+    if torch.cuda.is_available():
+        model.to("cuda")
+    return arm, bind(model, encoder)

@@ -1,0 +1,127 @@
+"""Bring a base model and its tokenizer into memory, or make a small one from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+
+from saywhy.records import RequestError
+from saywhy.store import sha256_folder
+
+ATTENTION = ("sdpa", "eager", "flex_attention")
+TREE_LAYERS = {"full_attention", "sliding_attention"}
+ALIBI_MODELS = {"bloom", "mpt"}
+SCRATCH_CONTEXT = 1024
+
+
+def tokenizer_of(base: str | Path, trust_remote_code: bool = False) -> Any:
+    """Load a base's tokenizer. Raises RequestError naming the base where there is none."""
+    return _from(AutoTokenizer, base, trust_remote_code)
+
+
+def config_of(base: str | Path, trust_remote_code: bool = False) -> Any:
+    """Load a base's config. Raises RequestError naming the base where there is none."""
+    return _from(AutoConfig, base, trust_remote_code)
+
+
+def model_of(base: str | Path, trust_remote_code: bool = False) -> Any:
+    """Load a base's weights as float32 master weights, in evaluation mode."""
+    model = _from(AutoModelForCausalLM, base, trust_remote_code, dtype=torch.float32)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def _from(kind: Any, base: str | Path, trust_remote_code: bool, dtype: torch.dtype | None = None) -> Any:
+    typed = {} if dtype is None else {"dtype": dtype}
+    try:
+        return kind.from_pretrained(str(base), trust_remote_code=trust_remote_code, **typed)
+    except (OSError, ValueError) as problem:
+        where = "the folder" if Path(base).exists() else "the hub id or folder"
+        first = str(problem).strip().split("\n")[0]
+        raise RequestError(
+            f"base: {where} {str(base)!r} cannot be loaded as a causal language model: {first} "
+            "Check the name, or set base to a folder with config.json and weights, or to scratch."
+        ) from problem
+
+
+def base_hash(base: str | Path) -> str:
+    """Identify a base's content: a folder by the hash of its files, a hub id by the commit that is cached."""
+    if Path(base).is_dir():
+        return sha256_folder(Path(base))
+    return f"{base}@{getattr(config_of(base), '_commit_hash', None)}"
+
+
+def context_of(config: Any) -> int:
+    """Give the number of tokens a model can read; 4096 where its config does not say."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 4096)
+
+
+def why_no_tree(model: Any) -> str:
+    """Say why a model cannot read token trees, "" where it can.
+
+    A tree needs attention that takes any mask: linear attention, convolution and recurrence carry state from token to
+    token in the order they are laid, and ALiBi measures distance by place, not by depth.
+    """
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not layers <= TREE_LAYERS:
+        return f"its layers are {', '.join(sorted(layers - TREE_LAYERS))}"
+    if config.model_type in ALIBI_MODELS or getattr(config, "alibi", False):
+        return "it measures distance with ALiBi"
+    if config._attn_implementation not in ATTENTION:
+        return f"its attention is {config._attn_implementation}, and token trees know {', '.join(ATTENTION)}"
+    if "attention" not in " ".join(type(module).__name__.lower() for module in model.modules()):
+        return "it has no attention layers"
+    return ""
+
+
+def make_scratch(
+    folder: Path, texts: Iterable[str], width: int, layers: int, heads: int, vocabulary: int, seed: int
+) -> None:
+    """Write a small Llama with random weights and a byte-level BPE tokenizer trained on `texts`, as a model folder.
+
+    Digits stand alone, so that sums are not learnt number by number.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=width,
+        intermediate_size=-(-width * 8 // 3 // 32) * 32,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=SCRATCH_CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)

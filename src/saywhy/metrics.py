@@ -1,0 +1,270 @@
+"""Scores, intervals, paired tests and calibration as pure functions of arrays.
+
+Labels are integers from 0, in the order of the task's labels. `Ints` are int64 arrays of shape (rows,), `Floats` are
+float64. Shares run from 0 to 1. A figure that is undefined (0 divided by 0, no rows) is None, or NaN in an array.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+from scipy.stats import binomtest, norm
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# The least probability a gold label is charged for: a zero would make the mean infinite. As in scikit-learn's log_loss.
+SMALLEST = float(np.finfo(np.float64).eps)
+ECE_BINS = 15
+# Temperatures that are searched. Beyond them a distribution is one-hot or uniform for every practical purpose.
+COLDEST, HOTTEST = 0.05, 20.0
+# Numbers drawn at once by the bootstrap: bounds its memory to some tens of megabytes.
+DRAWS_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows by label: answered rightly, being the label, and answered with it; each of shape (..., labels).
+
+    This is all that accuracy, F1 and recall need, so that a stack of resamples needs no stack of confusion matrices.
+    """
+
+    hit: Floats
+    gold: Floats
+    predicted: Floats
+
+
+Metric = Callable[[Counts], Floats]
+
+
+def number(value: Any) -> float | None:
+    """A float of plain Python, None where the value is NaN or infinite."""
+    plain = float(value)
+    return plain if math.isfinite(plain) else None
+
+
+def count(gold: Ints, predicted: Ints, labels: int) -> Counts:
+    """The counts of one system on its rows."""
+    table = np.asarray(confusion(gold, predicted, labels), dtype=np.float64).reshape(labels, labels)
+    return Counts(np.diagonal(table).copy(), table.sum(axis=1), table.sum(axis=0))
+
+
+def accuracy(counts: Counts) -> Floats:
+    """The share of rows answered rightly, shape (...)."""
+    return _divide(counts.hit.sum(axis=-1), counts.gold.sum(axis=-1))
+
+
+def macro_f1(counts: Counts) -> Floats:
+    """The mean F1 of the labels that some row has, shape (...); a label that is never predicted counts 0."""
+    f1 = _divide(2 * counts.hit, counts.gold + counts.predicted)
+    return _mean_where(f1, counts.gold > 0)
+
+
+def mean_recall(counts: Counts) -> Floats:
+    """The mean recall of the labels that some row has (balanced accuracy), shape (...)."""
+    return _mean_where(_divide(counts.hit, counts.gold), counts.gold > 0)
+
+
+# The metrics that systems are compared by, by the names that the config and metrics.json use.
+METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "macro_f1": macro_f1, "mean_recall": mean_recall}
+
+
+def confusion(gold: Ints, predicted: Ints, labels: int) -> list[list[int]]:
+    """How often each label (first index) was answered with each label (second index)."""
+    cells = np.bincount(gold * labels + predicted, minlength=labels * labels)
+    table: list[list[int]] = cells.reshape(labels, labels).tolist()
+    return table
+
+
+def per_class(counts: Counts, names: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
+    """Precision, recall, F1 and support of each label by name; None where there is nothing to divide by."""
+    precision = _divide(counts.hit, counts.predicted)
+    recall = _divide(counts.hit, counts.gold)
+    f1 = _divide(2 * counts.hit, counts.gold + counts.predicted)
+    return {
+        name: {
+            "precision": number(precision[i]),
+            "recall": number(recall[i]),
+            "f1": number(f1[i]),
+            "support": int(counts.gold[i]),
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def wilson(right: int, n: int, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Wilson's score interval of the share `right / n` (Wilson 1927); None without rows."""
+    if n == 0:
+        return None
+    z = float(norm.ppf(0.5 + confidence / 2))
+    share = right / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # At the ends the bound is exactly 0 or 1; rounding would leave it a hair beside.
+    low = 0.0 if right == 0 else max(0.0, centre - half)
+    high = 1.0 if right == n else min(1.0, centre + half)
+    return low, high
+
+
+def nll(probabilities: Floats, gold: Ints) -> float | None:
+    """The mean negative log-likelihood of the gold labels in nats; `probabilities` has shape (rows, labels)."""
+    if len(gold) == 0:
+        return None
+    of_gold = probabilities[np.arange(len(gold)), gold]
+    return float(-np.log(np.maximum(of_gold, SMALLEST)).mean())
+
+
+def brier(probabilities: Floats, gold: Ints) -> float | None:
+    """The mean over rows of the squared distance to the one-hot gold label (Brier 1950): from 0 to 2."""
+    if len(gold) == 0:
+        return None
+    errors = probabilities.copy()
+    errors[np.arange(len(gold)), gold] -= 1
+    return float((errors**2).sum(axis=1).mean())
+
+
+def ece(confidence: Floats, right: NDArray[np.bool_], bins: int = ECE_BINS) -> float | None:
+    """The expected calibration error over bins of equally many rows, from the probability of each row's answer.
+
+    Rows of equal confidence share their mean correctness: where a bin's edge cuts a tie, row order does not matter.
+    """
+    if len(confidence) == 0:
+        return None
+    values, group, sizes = np.unique(confidence, return_inverse=True, return_counts=True)
+    right_of_group = np.bincount(group, weights=right.astype(np.float64), minlength=len(values)) / sizes
+    order = np.argsort(group, kind="stable")
+    gaps = (right_of_group[group] - confidence)[order]
+    return float(sum(abs(part.sum()) for part in np.array_split(gaps, min(bins, len(gaps)))) / len(gaps))
+
+
+def mae(gold: Ints, predicted: Ints) -> float | None:
+    """The mean distance, in steps of the ordered labels, between gold and answer."""
+    return float(np.abs(gold - predicted).mean()) if len(gold) else None
+
+
+def qwk(gold: Ints, predicted: Ints, labels: int) -> float | None:
+    """Cohen's kappa with quadratic weights (Cohen 1968); None where gold and answers are one and the same label."""
+    table = np.asarray(confusion(gold, predicted, labels), dtype=np.float64)
+    weights = np.square(np.subtract.outer(np.arange(labels), np.arange(labels)))
+    by_chance = np.outer(table.sum(axis=1), table.sum(axis=0)) / max(len(gold), 1)
+    expected = float((weights * by_chance).sum())
+    return 1 - float((weights * table).sum()) / expected if expected > 0 else None
+
+
+def give_back_pruned(probabilities: Floats, pruned: Floats, possible: NDArray[np.bool_]) -> Floats:
+    """The probabilities where labels that scoring left out, and gave 0, share the bound on what it left out.
+
+    `pruned` is that bound, shape (rows,); `possible`, shape (rows, labels), is false where a row has no such label.
+    Without this, one confident mistake would cost as much as the smallest float allows, though its size is known.
+    """
+    left_out = possible & (probabilities == 0)
+    share = pruned / np.maximum(left_out.sum(axis=1), 1)
+    filled = np.where(left_out, share[:, None], probabilities)
+    normalised: Floats = filled / filled.sum(axis=1, keepdims=True)
+    return normalised
+
+
+def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
+    """The probabilities to the power 1 / temperature, normalised again, shape (rows, labels); zeros stay zero."""
+    if temperature <= 0:
+        raise ValueError(f"a temperature is greater than 0, not {temperature}")
+    if probabilities.size == 0:
+        return probabilities.copy()
+    # Relative to each row's largest, so that nothing underflows to a row of zeros at a low temperature.
+    relative = probabilities / probabilities.max(axis=1, keepdims=True)
+    powered = relative ** (1 / temperature)
+    normalised: Floats = powered / powered.sum(axis=1, keepdims=True)
+    return normalised
+
+
+def fit_temperature(probabilities: Floats, gold: Ints) -> float:
+    """The temperature that makes the gold labels likeliest, between 0.05 and 20 (Guo et al. 2017).
+
+    It is 1.0 where the rows cannot tell: none, or every gold label already the likeliest, when colder is always better.
+    """
+    rows = np.arange(len(gold))
+    if len(gold) == 0 or bool((probabilities[rows, gold] == probabilities.max(axis=1)).all()):
+        return 1.0
+    safe = probabilities.copy()
+    safe[rows, gold] = np.maximum(safe[rows, gold], SMALLEST)
+    with np.errstate(divide="ignore"):
+        logs = np.log(safe)
+
+    def loss(log_temperature: float) -> float:
+        scaled = logs / math.exp(log_temperature)
+        return float((logsumexp(scaled, axis=1) - scaled[rows, gold]).mean())
+
+    # The loss is convex in 1 / temperature, so it has one minimum and a bounded search finds it.
+    found = minimize_scalar(loss, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded")
+    return math.exp(float(found.x))
+
+
+def mcnemar_exact(a_only: int, b_only: int) -> float:
+    """The two-sided exact McNemar p value from the rows that only one of two systems answered rightly."""
+    if a_only + b_only == 0:
+        return 1.0
+    return float(binomtest(a_only, a_only + b_only, 0.5).pvalue)
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """The p values adjusted for their number by Holm's step-down method (Holm 1979), in the order given."""
+    adjusted = [1.0] * len(pvalues)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(pvalues)), key=lambda i: pvalues[i])):
+        highest = max(highest, min(1.0, (len(pvalues) - rank) * pvalues[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def resample(gold: Ints, predicted: Ints, labels: int, n: int, seed: int) -> Counts:
+    """The counts of `n` resamples of the rows with replacement, each of shape (n, labels).
+
+    The rows drawn depend on their number and the seed alone: systems on the same rows get the same resamples, so that
+    differences between them are paired.
+    """
+    cells, cell_of_row = np.unique(gold * labels + predicted, return_inverse=True)
+    rows = len(gold)
+    at_once = max(1, DRAWS_AT_ONCE // max(rows, 1))
+    random = np.random.default_rng(seed)
+    drawn: list[Floats] = []
+    for start in range(0, n, at_once):
+        size = min(at_once, n - start)
+        picks = cell_of_row[random.integers(rows, size=(size, rows))] if rows else np.zeros((size, 0), dtype=np.int64)
+        picks += np.arange(size)[:, None] * len(cells)
+        drawn.append(np.bincount(picks.ravel(), minlength=size * len(cells)).reshape(size, -1).astype(np.float64))
+    times = np.concatenate(drawn) if drawn else np.zeros((0, len(cells)))
+    gold_of_cell = np.equal.outer(cells // max(labels, 1), np.arange(labels)).astype(np.float64)
+    answer_of_cell = np.equal.outer(cells % max(labels, 1), np.arange(labels)).astype(np.float64)
+    return Counts(times @ (gold_of_cell * answer_of_cell), times @ gold_of_cell, times @ answer_of_cell)
+
+
+def interval(differences: Floats) -> tuple[float, float, float] | None:
+    """The 95% percentile interval of resampled differences and their standard error: (low, high, error)."""
+    if len(differences) < 2 or not np.isfinite(differences).all():
+        return None
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return float(low), float(high), float(differences.std(ddof=1))
+
+
+def paired_bootstrap(
+    metric: Metric, gold: Ints, a: Ints, b: Ints, n: int, seed: int
+) -> tuple[float, float, float] | None:
+    """The interval of `metric(a) - metric(b)` over `n` resamples of the rows: (low, high, standard error)."""
+    labels = 1 + max((int(x.max()) for x in (gold, a, b) if len(x)), default=0)
+    return interval(metric(resample(gold, a, labels, n, seed)) - metric(resample(gold, b, labels, n, seed)))
+
+
+def _divide(top: Floats, bottom: Floats) -> Floats:
+    quotient: Floats = np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=np.asarray(bottom) > 0)
+    return quotient
+
+
+def _mean_where(values: Floats, counted: NDArray[np.bool_]) -> Floats:
+    return _divide(np.where(counted, values, 0.0).sum(axis=-1), counted.sum(axis=-1).astype(np.float64))

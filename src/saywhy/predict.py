@@ -1,0 +1,218 @@
+"""Ask a trained model: the modes, and loading a model folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saywhy import store
+from saywhy.lm import LM
+from saywhy.lm.encode import branch, decode, part_ids, prompt_ids, segments
+from saywhy.lm.folder import load as load_folder
+from saywhy.lm.generate import Asked, Sampling, draws, generate
+from saywhy.lm.score import score
+from saywhy.metrics import apply_temperature
+from saywhy.progress import track
+from saywhy.prompts import MODES, REASONER, Part, row_pieces, target
+from saywhy.records import LABEL_CUE, REASONING_CUE, Prediction, RequestError, Row, Task
+
+# Rows that are held as tokens at one time, however large the file is.
+ROWS_AT_ONCE = 2048
+BUDGET = 16384
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that was taught one arm of one task."""
+
+    lm: LM
+    task: Task
+    arm: str
+    temperatures: dict[str, float]
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return MODES[self.arm]
+
+    @property
+    def mode(self) -> str:
+        """The mode that is asked where none is named: with the reasoning first where the arm was taught so."""
+        return "reason" if self.arm == "reason_then_label" else "label"
+
+
+def load(folder: Path) -> Classifier:
+    """Load a classifier's folder. Raises RequestError for a reasoner: it is shown the gold label, and nobody knows that
+    of a new text."""
+    arm, lm = load_folder(folder)
+    if arm == REASONER:
+        raise RequestError(
+            f"{folder} is a reasoner: it writes reasonings conditional on the gold label and cannot predict one; "
+            "name the folder of an arm"
+        )
+    temperatures = {}
+    if (folder / "calibration.json").exists():
+        calibration = store.read_json(folder / "calibration.json")
+        temperatures = {mode: float(entry["temperature"]) for mode, entry in calibration.items()}
+    return Classifier(lm, read_task(folder), arm, temperatures)
+
+
+def read_task(folder: Path) -> Task:
+    """Read task.json."""
+    saved = store.read_json(folder / "task.json")
+    return Task(**{**saved, "labels": tuple(saved["labels"])})
+
+
+def check_mode(classifier: Classifier, mode: str) -> None:
+    """Refuse a mode that the arm was not taught, with the list of those it has."""
+    if mode not in classifier.modes:
+        raise RequestError(f"mode {mode!r} was not taught to {classifier.arm}; it has {', '.join(classifier.modes)}")
+
+
+def calibrated(classifier: Classifier, predictions: Iterable[Prediction], mode: str) -> Iterator[Prediction]:
+    """Apply the temperature that was fitted on dev rows for a mode; labels stay as they are."""
+    temperature = classifier.temperatures.get("label" if mode == "explain" else mode, 1.0)
+    for prediction in predictions:
+        names = list(prediction.probabilities)
+        raw = np.array([[prediction.probabilities[name] for name in names]])
+        scaled = apply_temperature(raw, temperature)[0].tolist()
+        yield replace(prediction, probabilities=dict(zip(names, scaled, strict=True)))
+
+
+def answer(
+    classifier: Classifier,
+    rows: Sequence[Row],
+    mode: str,
+    budget: int = BUDGET,
+    title: str = "",
+) -> list[Prediction]:
+    """Predict rows in one mode, probabilities before temperature, in the order of the rows.
+
+    `budget` bounds the tokens of a forward pass. With a `title` progress is shown under it.
+    """
+    check_mode(classifier, mode)
+    ask = {"label": _label, "reason": _reason, "explain": _explain}[mode]
+    found: list[Prediction] = []
+    with track(title, len(rows), "rows", bool(title)) as advance:
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            some = rows[start : start + ROWS_AT_ONCE]
+            answers = ask(classifier, some, budget)
+            advance(len(some), sum(a.tokens for a in answers), "")
+            found += answers
+    return found
+
+
+def _heads(classifier: Classifier, rows: Sequence[Row]) -> list[list[int]]:
+    return [prompt_ids(classifier.lm.encoder, row_pieces(row))[0] for row in rows]
+
+
+def _label(classifier: Classifier, rows: Sequence[Row], budget: int) -> list[Prediction]:
+    """The label alone, scored behind the prompt."""
+    cue = part_ids(classifier.lm.encoder, Part("cue", LABEL_CUE, ""))
+    heads = [[*head, *cue] for head in _heads(classifier, rows)]
+    return _scored(classifier, rows, heads, budget)
+
+
+def _reason(classifier: Classifier, rows: Sequence[Row], budget: int) -> list[Prediction]:
+    """Write the reasoning until the label's cue or the limit, put the canonical cue in its place, score the labels."""
+    encoder = classifier.lm.encoder
+    opening = part_ids(encoder, Part("cue", REASONING_CUE, ""))
+    heads = [[*head, *opening] for head in _heads(classifier, rows)]
+    colons = tokens_with_colon(classifier.lm)
+
+    def cue_stands(ids: Sequence[int]) -> bool:
+        return ids[-1] in colons and LABEL_CUE in decode(encoder, ids[-16:])
+
+    written = _write(classifier.lm, heads, encoder.prompt.limit, budget, cue_stands)
+    texts = [decode(encoder, one.ids).partition(LABEL_CUE) for one in written]
+    reasonings = [" ".join(text.split()) for text, _, _ in texts]
+    closing = part_ids(encoder, Part("cue", f"\n{LABEL_CUE}", ""))
+    asked = [
+        [*head, *(part_ids(encoder, Part("reasoning", f" {reasoning}", ""))), *closing]
+        for head, reasoning in zip(heads, reasonings, strict=True)
+    ]
+    predictions = _scored(classifier, rows, asked, budget)
+    return [
+        replace(
+            prediction,
+            reasoning=reasoning,
+            forced=not cue,
+            strict=prediction.label if cue else None,
+            tokens=prediction.tokens + one.tokens,
+        )
+        for prediction, reasoning, (_, cue, _), one in zip(predictions, reasonings, texts, written, strict=True)
+    ]
+
+
+def _explain(classifier: Classifier, rows: Sequence[Row], budget: int) -> list[Prediction]:
+    """The label first, then the reasoning after it."""
+    encoder = classifier.lm.encoder
+    predictions = _label(classifier, rows, budget)
+    heads = []
+    for head, prediction in zip(_heads(classifier, rows), predictions, strict=True):
+        cue, label, reasoning_cue, *_ = target("label_then_reason", prediction.label, "")
+        heads.append([*head, *(i for part in (cue, label, reasoning_cue) for i in part_ids(encoder, part))])
+    written = _write(classifier.lm, heads, encoder.prompt.limit, budget, None)
+    return [
+        replace(
+            prediction,
+            reasoning=" ".join(decode(encoder, one.ids).split()),
+            forced=not one.ended,
+            tokens=prediction.tokens + one.tokens,
+        )
+        for prediction, one in zip(predictions, written, strict=True)
+    ]
+
+
+def tokens_with_colon(lm: LM) -> frozenset[int]:
+    """Give the tokens that can end a cue, so that written texts are read for one only where it may just have ended."""
+    tokens = lm.encoder.tokenizer.get_vocab()
+    return frozenset(index for token, index in tokens.items() if ":" in token or token == "<0x3A>")
+
+
+def _write(
+    lm: LM, heads: Sequence[Sequence[int]], limit: int, budget: int, stop: Callable[[Sequence[int]], bool] | None
+) -> Sequence[Any]:
+    asked = [Asked(np.array(head, dtype=np.int64), draws(limit)) for head in heads]
+    ends = frozenset([lm.encoder.end])
+    return generate(lm.model, asked, ends, lm.encoder.controls, Sampling(), budget, stop, lm.reads_trees)
+
+
+def _scored(classifier: Classifier, rows: Sequence[Row], heads: Sequence[Sequence[int]], budget: int) -> list[Prediction]:
+    """Score every label of every row: the probability of its whole token sequence and of what follows it."""
+    encoder = classifier.lm.encoder
+    follows = _follows(classifier)
+    branches, owner = [], []
+    for at, (row, head) in enumerate(zip(rows, heads, strict=True)):
+        for place, label in enumerate(row.choices or classifier.task.labels):
+            for follow in follows:
+                parts = segments(encoder, [Part("label", f" {label}", "label"), Part("end", "", "label")], "tokens")
+                branches.append(branch(head, [parts[0], replace(parts[1], ids=(follow,))]))
+                owner.append((at, place))
+    scores = score(classifier.lm.model, branches, budget, classifier.lm.lay)
+    totals: list[dict[int, float]] = [{} for _ in rows]
+    for (at, place), found in zip(owner, scores.log_probs.tolist(), strict=True):
+        totals[at][place] = float(np.logaddexp(totals[at].get(place, -math.inf), found))
+    return [
+        _prediction(row.choices or classifier.task.labels, list(total.values()), scores.tokens / len(rows))
+        for row, total in zip(rows, totals, strict=True)
+    ]
+
+
+def _follows(classifier: Classifier) -> tuple[int, ...]:
+    """Give the tokens that may follow a label: the end, and the cue of the reasoning where labels come first."""
+    encoder = classifier.lm.encoder
+    if classifier.arm != "label_then_reason":
+        return (encoder.end,)
+    return (encoder.end, part_ids(encoder, Part("cue", f"\n{REASONING_CUE}", ""))[0])
+
+
+def _prediction(labels: Sequence[str], scores: Sequence[float], tokens: float) -> Prediction:
+    values = np.exp(np.array(scores) - max(scores))
+    values /= values.sum()
+    best = int(np.argmax(values))
+    return Prediction(labels[best], dict(zip(labels, values.tolist(), strict=True)), tokens=tokens, strict=labels[best])

@@ -1,0 +1,105 @@
+"""Every sentence that a model sees, as plain text. Tokens are made from it in `lm`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saywhy.records import LABEL_CUE, REASONING_CUE, Row, Task
+
+REASONER_INSTRUCTION = "Explain in one short paragraph how the question leads to its answer."
+
+# One arm is one way to train; these are the modes that each was taught (design: Words).
+MODES: dict[str, tuple[str, ...]] = {
+    "label_only": ("label",),
+    "label_then_reason": ("label", "explain"),
+    "reason_then_label": ("reason",),
+    "both": ("label", "reason"),
+}
+REASONER = "reasoner"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a target before it is tokenized: `name` is one of cue, reasoning, label, end.
+
+    `loss` says whose share of the loss its tokens belong to: "label", "reasoning", or "" for the leading cue, which is
+    forced when the model is asked and so is never trained.
+    """
+
+    name: str
+    text: str
+    loss: str
+
+
+def task_instruction(task: Task) -> str:
+    """Write what stands before every row: the instruction, and the labels with their descriptions."""
+    if not task.labels:
+        return task.instruction
+    return f"{task.instruction}\n" + "\n".join(f"- {described(task, label)}" for label in task.labels)
+
+
+def described(task: Task, label: str) -> str:
+    """Write a label with its description, where it has one."""
+    description = task.descriptions.get(label)
+    return f"{label}: {description}" if description else label
+
+
+def row_pieces(row: Row) -> tuple[str, ...]:
+    """Give what the model sees of a row, `literal, value, literal, …`: its text and its own choices."""
+    pieces = row.pieces or ("", row.text, "")
+    if row.choices is None:
+        return pieces
+    listed = "\n" + "\n".join(f"- {choice}" for choice in row.choices)
+    return (*pieces[:-1], pieces[-1] + listed)
+
+
+def reasoner_pieces(question: str, answer: str) -> tuple[str, ...]:
+    """Give what the reasoner sees, in training and in writing alike: a question and its known answer."""
+    return ("Question: ", question, "\nAnswer: ", answer, "")
+
+
+def reasoner_question(task: Task, text: str) -> str:
+    """Put a row's text as a question: the instruction, a newline and the text."""
+    return f"{task.instruction}\n{text}"
+
+
+def target(arm: str, label: str, reasoning: str | None) -> tuple[Part, ...]:
+    """Write the target of one row in one arm.
+
+    Without a reasoning every arm has the label-only target, so that all arms see the same rows. `arm` may also be
+    "reasoner", whose target is the reasoning alone.
+    """
+    if arm == REASONER:
+        return (_cue(REASONING_CUE), Part("reasoning", f" {reasoning}", "reasoning"), Part("end", "", "reasoning"))
+    if arm == "label_only" or reasoning is None:
+        return (_cue(LABEL_CUE), Part("label", f" {label}", "label"), Part("end", "", "label"))
+    if arm == "reason_then_label":
+        return (
+            _cue(REASONING_CUE),
+            Part("reasoning", f" {reasoning}", "reasoning"),
+            Part("cue", f"\n{LABEL_CUE}", "reasoning"),
+            Part("label", f" {label}", "label"),
+            Part("end", "", "label"),
+        )
+    if arm == "label_then_reason":
+        return (
+            _cue(LABEL_CUE),
+            Part("label", f" {label}", "label"),
+            Part("cue", f"\n{REASONING_CUE}", "label"),
+            Part("reasoning", f" {reasoning}", "reasoning"),
+            Part("end", "", "reasoning"),
+        )
+    raise ValueError(f"no single target for the arm {arm!r}: `both` has those of label_only and reason_then_label")
+
+
+def targets(arm: str, label: str, reasonings: tuple[str, ...]) -> list[tuple[Part, ...]]:
+    """Write all targets of one row: one a kept reasoning, and for `both` the label-only answer beside them."""
+    if arm == "label_only" or not reasonings:
+        return [target("label_only", label, None)]
+    if arm == "both":
+        return [target("label_only", label, None), *(target("reason_then_label", label, r) for r in reasonings)]
+    return [target(arm, label, reasoning) for reasoning in reasonings]
+
+
+def _cue(text: str) -> Part:
+    return Part("cue", text, "")

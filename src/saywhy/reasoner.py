@@ -1,0 +1,64 @@
+"""Stage 1: a small model learns from worked cases to lead from a question to its known answer (2507.00214)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from saywhy.lm import bind
+from saywhy.lm.encode import make_encoder, render
+from saywhy.lm.folder import load
+from saywhy.lm.load import context_of, model_of, tokenizer_of
+from saywhy.prompts import REASONER, REASONER_INSTRUCTION, described, reasoner_pieces, reasoner_question, target
+from saywhy.records import RequestError, Task, WorkedCase
+from saywhy.config import ReasonerTrain, Sampling
+from saywhy.teachers import Teacher, local
+from saywhy.train.folder import Course, Lesson
+from saywhy.train.folder import train as train_folder
+
+# Of the worked cases this share is held back: their loss chooses the checkpoint.
+DEV_SHARE = 0.05
+
+
+def lessons(task: Task, cases: Sequence[WorkedCase], of_this_task: bool) -> list[Lesson]:
+    """Put worked cases in the one prompt of the reasoner; cases of this task are asked with its instruction."""
+    made = []
+    for number, case in enumerate(cases):
+        question, answer = case.question, case.answer
+        if of_this_task:
+            question, answer = reasoner_question(task, question), described(task, answer)
+        pieces = reasoner_pieces(question, answer)
+        made.append(Lesson(f"case-{number}", pieces, (target(REASONER, "", case.reasoning),)))
+    return made
+
+
+def course(base: str, settings: ReasonerTrain, seed: int, trust_remote_code: bool) -> Course:
+    """Say how the reasoner is trained."""
+    return Course(REASONER, base, REASONER_INSTRUCTION, settings, seed, trust_remote_code=trust_remote_code)
+
+
+def train(folder: Path, plan: Course, cases: Sequence[Lesson]) -> None:
+    """Train the reasoner into `folder`."""
+    train_folder(folder, plan, cases, "reasoner")
+
+
+def teacher(folder: Path, sampling: Sampling, seed: int, budget: int) -> Teacher:
+    """Let a trained reasoner write."""
+    arm, lm = load(folder)
+    if arm != REASONER:
+        raise RequestError(f"{folder} holds a classifier; the teacher `reasoner` needs the reasoner's folder")
+    return local(lm, sampling, seed, budget)
+
+
+def base_as_teacher(
+    base: str, sampling: Sampling, seed: int, budget: int, trust_remote_code: bool
+) -> Teacher:
+    """Let the base write as it is, asked like the reasoner."""
+    tokenizer = tokenizer_of(base, trust_remote_code)
+    model = model_of(base, trust_remote_code)
+    encoder = make_encoder(tokenizer, render(tokenizer, REASONER_INSTRUCTION))
+    around = len(encoder.before) + len(encoder.after)
+    room = context_of(model.config) - around - sampling.max_tokens - 8
+    encoder = replace(encoder, prompt=replace(encoder.prompt, room=max(1, room)))
+    return local(bind(model, encoder), sampling, seed, budget)

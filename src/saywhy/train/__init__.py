@@ -1,0 +1,1 @@
+"""The only training loop, on accelerate, and the folder it leaves."""

@@ -1,0 +1,160 @@
+"""From lessons to a model folder: render the prompt, encode, finetune, and write what a reader of the folder needs."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from saywhy import store
+from saywhy.config import Train
+from saywhy.lm import LM, bind
+from saywhy.lm.encode import Encoder, branch, golden_ids, make_encoder, part_ids, prompt_ids, render, segments
+from saywhy.lm.folder import save
+from saywhy.lm.load import config_of, context_of, model_of, tokenizer_of
+from saywhy.progress import say
+from saywhy.prompts import Part
+from saywhy.records import RequestError
+from saywhy.train.loop import Example, Trained, finetune
+
+# A reasoning may become this much longer than the longest one that was trained (design: Labels are scored).
+LIMIT = 1.5
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one row teaches: what is seen of it, and its targets, each of which has an equal part of the row's weight.
+
+    `group` is the label that cuts are counted under.
+    """
+
+    id: str
+    pieces: tuple[str, ...]
+    targets: tuple[tuple[Part, ...], ...]
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Course:
+    """Everything a training needs beside its lessons.
+
+    `arm` is what the model is taught, or "reasoner". `longest_answer` is what stands around a reasoning in the longest
+    answer, so that the room for texts leaves place for it. `class_weights` multiply the label tokens of each group.
+    `on_overflow` is cut, drop or error.
+    """
+
+    arm: str
+    base: str
+    instruction: str
+    settings: Train
+    seed: int
+    longest_answer: tuple[Part, ...] = ()
+    class_weights: tuple[tuple[str, float], ...] = ()
+    on_overflow: str = "cut"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Lessons as examples with the encoder that made them, and what was cut or dropped, by group."""
+
+    encoder: Encoder
+    examples: tuple[Example, ...]
+    lessons: tuple[Lesson, ...]
+    cut: dict[str, int]
+    dropped: dict[str, int]
+
+
+def encode(course: Course, lessons: Sequence[Lesson]) -> Encoded:
+    """Render the prompt once and turn every lesson into branches; needs tokenizer and config, never weights."""
+    tokenizer = tokenizer_of(course.base, course.trust_remote_code)
+    context = context_of(config_of(course.base, course.trust_remote_code))
+    encoder = _with_room(make_encoder(tokenizer, render(tokenizer, course.instruction)), course, lessons, context)
+    weights = dict(course.class_weights)
+    cut: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    examples, kept = [], []
+    for lesson in lessons:
+        head, was_cut = prompt_ids(encoder, lesson.pieces)
+        cut[lesson.group] += was_cut
+        if was_cut and course.on_overflow == "error":
+            raise RequestError(
+                f"row {lesson.id} does not fit into the {context} tokens of {course.base}; shorten it, or set "
+                "data.on_overflow to cut or drop"
+            )
+        if was_cut and course.on_overflow == "drop":
+            dropped[lesson.group] += 1
+            continue
+        kept.append(lesson)
+        examples.append(_example(encoder, head, lesson, course.settings, weights.get(lesson.group, 1.0)))
+    return Encoded(encoder, tuple(examples), tuple(kept), dict(+cut), dict(+dropped))
+
+
+def _with_room(encoder: Encoder, course: Course, lessons: Sequence[Lesson], context: int) -> Encoder:
+    """Fix how long a text and a written reasoning may be, so that training and prediction cut alike."""
+    ids = {part: part_ids(encoder, part) for lesson in lessons for target in lesson.targets for part in target}
+    trained = max(sum(len(ids[part]) for part in target) for lesson in lessons for target in lesson.targets)
+    longest = max((len(ids[part]) for part in ids if part.name == "reasoning"), default=0)
+    around = sum(len(part_ids(encoder, part)) for part in course.longest_answer)
+    limit = int(LIMIT * longest) if longest else 0
+    room = context - len(encoder.before) - len(encoder.after) - max(trained, limit + around)
+    if room < 1:
+        raise RequestError(
+            f"the instruction ({len(encoder.before) + len(encoder.after)} tokens) and the longest answer "
+            f"({max(trained, limit + around)}) leave no room for a text in the {context} tokens of {course.base}; "
+            "shorten label descriptions or reasonings (reasonings.too_long_tokens), or take another base"
+        )
+    return replace(encoder, prompt=replace(encoder.prompt, room=room, limit=limit, golden=golden_ids(encoder)))
+
+
+def _example(encoder: Encoder, head: Sequence[int], lesson: Lesson, settings: Train, class_weight: float) -> Example:
+    branches, trained, of_label = [], 0, 0
+    for target in lesson.targets:
+        weighted = segments(encoder, target, settings.label_weight, class_weight)
+        branches.append(branch(head, weighted, 1.0 / len(lesson.targets)))
+        trained += sum(len(s.ids) for s, part in zip(weighted, target, strict=True) if part.loss)
+        of_label += sum(len(s.ids) for s, part in zip(weighted, target, strict=True) if part.loss == "label")
+    return Example(tuple(branches), trained, of_label)
+
+
+def train(
+    folder: Path,
+    course: Course,
+    lessons: Sequence[Lesson],
+    title: str,
+    dev_score: Callable[[LM], float] | None = None,
+) -> None:
+    """Train a base on lessons and leave a Hugging Face model folder with prompt.json, trained_on.parquet and train.json.
+
+    `folder` is unfinished until this returns; called again after a kill it goes on where it was.
+    """
+    encoded = encode(course, lessons)
+    if encoded.cut:
+        verb = "dropped" if course.on_overflow == "drop" else "cut in the middle"
+        say(f"{title}: {sum(encoded.cut.values())} texts do not fit and are {verb}")
+    model = model_of(course.base, course.trust_remote_code)
+    lm = bind(model, encoded.encoder)
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    score = None if dev_score is None else lambda: dev_score(lm)
+    trained = finetune(model, encoded.examples, course.settings, course.seed, work, title, score)
+    _write(folder, course, encoded, model, trained)
+    shutil.rmtree(work)
+
+
+def _write(folder: Path, course: Course, encoded: Encoded, model: Any, trained: Trained) -> None:
+    save(folder, course.arm, model, encoded.encoder)
+    store.write_json(folder / "train.json", {**asdict(trained), "cut": encoded.cut, "dropped": encoded.dropped})
+    end = encoded.encoder.prompt.end
+    rows = [
+        (lesson.id, "".join(end if part.name == "end" else part.text for part in target))
+        for lesson in encoded.lessons
+        for target in lesson.targets
+    ]
+    table = pa.table({"id": [row for row, _ in rows], "target": [text for _, text in rows]})
+    store.write_table(folder / "trained_on.parquet", table)

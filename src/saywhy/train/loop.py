@@ -1,0 +1,352 @@
+"""The only training loop: rows in, a trained model out, wherever and however often it is stopped on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from saywhy import store
+from saywhy.config import Train
+from saywhy.lm.forward import log_probs
+from saywhy.lm.load import why_no_tree
+from saywhy.lm.score import Lay
+from saywhy.progress import say, track
+from saywhy.records import RequestError, WorkError
+from saywhy.train.selfcheck import check_packs
+from saywhy.trees import Branch, Pack, pack_alone, pack_rows, pack_trees
+
+LAYOUTS: dict[str, Lay] = {"tree": pack_trees, "rows": pack_rows, "alone": pack_alone}
+CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as branches, one a target, with its own counts of trained tokens."""
+
+    branches: tuple[Branch, ...]
+    target_tokens: int
+    label_tokens: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training took: `tokens` computed, `target_tokens` and `label_tokens` trained on, `curve` of (step, loss).
+
+    `best_step` is the checkpoint that the dev split chose, `dev` what it scored there.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    tokens: int = 0
+    target_tokens: int = 0
+    label_tokens: int = 0
+    seconds: float = 0.0
+    curve: tuple[tuple[int, float], ...] = ()
+    layout: str = ""
+    precision: str = ""
+    best_step: int = 0
+    dev: float | None = None
+
+
+class Losses(torch.nn.Module):
+    """The model as a function from a pack to its weighted loss, so that every device wraps one module."""
+
+    def __init__(self, model: Any, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision
+
+    def forward(self, pack: Pack) -> torch.Tensor:
+        with autocast(self.model, self.precision):
+            found = log_probs(self.model, pack)
+        return -(torch.from_numpy(pack.weight).to(found) * found).sum()
+
+
+def autocast(model: Any, precision: str) -> Any:
+    """Compute in bf16 on float32 master weights, or change nothing."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def plan(examples: Sequence[Example], settings: Train, seed: int) -> list[list[int]]:
+    """Choose the rows of every step: whole passes in an order of their own, cut into steps of equally many rows.
+
+    With `tokens_per_step` a step takes rows until it has so many tokens (the papers' way).
+    """
+    if settings.rows_per_step is None:
+        sizes = [sum(len(branch.ids) for branch in example.branches) for example in examples]
+        rows_per_step = max(1.0, (settings.tokens_per_step or 1) * len(examples) / sum(sizes))
+    else:
+        rows_per_step = settings.rows_per_step
+    steps = settings.steps or max(1, math.ceil(len(examples) * settings.epochs / rows_per_step))
+    order: list[int] = []
+    passes = math.ceil(steps * rows_per_step / len(examples)) + 1
+    for number in range(passes):
+        order += np.random.default_rng([seed, number]).permutation(len(examples)).tolist()
+    if settings.rows_per_step is not None:
+        return [order[s * settings.rows_per_step : (s + 1) * settings.rows_per_step] for s in range(steps)]
+    return _by_tokens(order, sizes, settings.tokens_per_step or 1)[:steps]
+
+
+def _by_tokens(order: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
+    batches: list[list[int]] = [[]]
+    held = 0
+    for row in order:
+        if batches[-1] and held + sizes[row] > budget:
+            batches.append([])
+            held = 0
+        batches[-1].append(row)
+        held += sizes[row]
+    return batches
+
+
+def rate_at(step: int, steps: int, settings: Train) -> float:
+    """Give the learning rate of a step: a linear rise, then the schedule's fall."""
+    rise = math.ceil(settings.warmup * steps)
+    if step < rise:
+        return settings.learning_rate * (step + 1) / rise
+    share = (step - rise) / max(1, steps - rise)
+    fall = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}
+    return settings.learning_rate * fall[settings.schedule]
+
+
+def finetune(
+    model: Any,
+    examples: Sequence[Example],
+    settings: Train,
+    seed: int,
+    folder: Path,
+    title: str,
+    dev_score: Callable[[], float] | None = None,
+) -> Trained:
+    """Train `model` in place and leave it with the weights of the checkpoint that `dev_score` liked best.
+
+    `folder` keeps checkpoints: a run that was stopped goes on from the last one and ends with the same numbers.
+    Raises RequestError without examples, WorkError where the loss is no number or a pack is not exact.
+    """
+    if not examples:
+        raise RequestError(f"{title}: there is nothing to train on")
+    # Each part of this function's state is either here or in the checkpoint; nothing is drawn from a global generator.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available() or model.device.type == "cpu")
+    batches = plan(examples, settings, seed)
+    model.to(accelerator.device)
+    choice = _choose(model, examples, batches[0], settings, folder)
+    losses = Losses(model, choice["precision"])
+    optimizer = torch.optim.AdamW(_groups(model, settings), lr=0.0, fused=accelerator.device.type in ("cpu", "cuda"))
+    losses, optimizer = accelerator.prepare(losses, optimizer)
+    state = _resume(model, optimizer, folder) or Trained(layout=choice["layout"], precision=choice["precision"])
+    evaluate_at = {math.ceil(len(batches) * (k + 1) / settings.evaluations) for k in range(settings.evaluations)}
+    lay = LAYOUTS[choice["layout"]]
+    with track(title, len(batches) * len(batches[0]), "rows") as advance:
+        advance(state.rows, 0, "")
+        for step in range(state.steps, len(batches)):
+            began = time.monotonic()
+            # Only dropout draws from this generator.
+            torch.manual_seed(seed * 1_000_003 + step)
+            rows = [examples[row] for row in batches[step]]
+            packs = _packs(rows, lay, settings.pack_tokens, accelerator)
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, len(batches), settings)
+            model.train()
+            loss = _step(losses, packs, rows, accelerator)
+            accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            model.eval()
+            if not math.isfinite(loss):
+                rate = settings.learning_rate
+                raise WorkError(f"{title}: the loss of step {step + 1} is {loss}; lower learning_rate ({rate})")
+            state = _count(state, rows, packs, loss, time.monotonic() - began, len(batches))
+            advance(len(rows), packs_tokens(packs), f"loss {loss:.3f}")
+            if dev_score is not None and state.steps in evaluate_at:
+                state = _judge(model, dev_score(), state, folder, title)
+            if state.steps % settings.checkpoint_every == 0 and state.steps < len(batches):
+                _keep(model, optimizer, state, folder)
+    if state.dev is not None:
+        model.load_state_dict(_untied(load_file(folder / "best.safetensors"), model))
+    return state
+
+
+def packs_tokens(packs: Sequence[Pack]) -> int:
+    """Count the tokens computed for some packs."""
+    return sum(pack.tokens for pack in packs)
+
+
+def _packs(rows: Sequence[Example], lay: Lay, budget: int, accelerator: Accelerator) -> list[Pack]:
+    """Lay this process's share of a step's rows."""
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    if not mine:
+        raise RequestError(f"a step of {len(rows)} rows cannot be shared by {accelerator.num_processes} processes")
+    return lay([branch for row in mine for branch in row.branches], budget)
+
+
+def total_weight(rows: Sequence[Example]) -> float:
+    """Sum the loss weights of a step's rows over all packs and processes: every process knows all rows."""
+    return float(sum(branch.weights.sum() for row in rows for branch in row.branches))
+
+
+def _step(losses: Any, packs: Sequence[Pack], rows: Sequence[Example], accelerator: Accelerator) -> float:
+    """Add up the gradient of one step over its packs; the loss is Σ w·nll / Σ w over all of them."""
+    weight = total_weight(rows)
+    total = torch.zeros((), device=accelerator.device)
+    for at, pack in enumerate(packs):
+        last = at == len(packs) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(losses):
+            loss = losses(pack) / weight
+            # Processes average their gradients; the loss is a sum, so each gives its part that many times.
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    return float(accelerator.reduce(total, "sum"))
+
+
+def _groups(model: Any, settings: Train) -> list[dict[str, Any]]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _choose(
+    model: Any, examples: Sequence[Example], batch: Sequence[int], settings: Train, folder: Path
+) -> dict[str, str]:
+    """Settle layout and precision once a training: both are timed where the settings leave them open.
+
+    The choice is written down, since a training that goes on must go on in the same arithmetic.
+    """
+    path = folder / "choice.json"
+    if path.exists():
+        return dict(store.read_json(path))
+    branches = [branch for row in batch for branch in examples[row].branches]
+    layouts = ["tree", "rows"] if settings.layout == "auto" else [settings.layout]
+    if reason := why_no_tree(model):
+        say(f"this model cannot read token trees ({reason}); it is trained row by row")
+        layouts = ["alone"]
+    precisions = ["float32", "bf16"] if settings.precision == "auto" else [settings.precision]
+    layout = _fastest(model, branches, settings, [(layout, precisions[0]) for layout in layouts])[0]
+    precision = _fastest(model, branches, settings, [(layout, precision) for precision in precisions])[1]
+    if layout == "tree":
+        check_packs(model, branches, settings.pack_tokens, lambda: autocast(model, precision), precision)
+    choice = {"layout": layout, "precision": precision}
+    store.write_json(path, choice)
+    return choice
+
+
+def _fastest(
+    model: Any, branches: Sequence[Branch], settings: Train, ways: Sequence[tuple[str, str]]
+) -> tuple[str, str]:
+    if len(ways) == 1:
+        return ways[0]
+    seconds = {}
+    for layout, precision in ways:
+        losses = Losses(model, precision)
+        took = []
+        for _ in range(2):
+            began = time.monotonic()
+            for pack in LAYOUTS[layout](branches, settings.pack_tokens):
+                losses(pack).backward()
+            took.append(time.monotonic() - began)
+        seconds[layout, precision] = min(took)
+    model.zero_grad()
+    best = min(seconds, key=lambda way: seconds[way])
+    say("measured a step: " + ", ".join(f"{' '.join(way)} {s:.3f} s" for way, s in seconds.items()))
+    return best
+
+
+def _count(
+    state: Trained, rows: Sequence[Example], packs: Sequence[Pack], loss: float, seconds: float, steps: int
+) -> Trained:
+    step = state.steps + 1
+    every = max(1, steps // CURVE_POINTS)
+    curve = (*state.curve, (step, loss)) if step % every == 0 or step in (1, steps) else state.curve
+    return replace(
+        state,
+        steps=step,
+        rows=state.rows + len(rows),
+        tokens=state.tokens + packs_tokens(packs),
+        target_tokens=state.target_tokens + sum(row.target_tokens for row in rows),
+        label_tokens=state.label_tokens + sum(row.label_tokens for row in rows),
+        seconds=state.seconds + seconds,
+        curve=curve,
+    )
+
+
+def _judge(model: Any, score: float, state: Trained, folder: Path, title: str) -> Trained:
+    """Keep these weights if the dev split likes them at least as well as the best so far."""
+    better = state.dev is None or score >= state.dev
+    say(f"{title}: step {state.steps}, dev {score:.4f}{'' if better else f', best {state.dev:.4f}'}")
+    if not better:
+        return state
+    _save(_weights(model), folder / "best.safetensors")
+    return replace(state, dev=score, best_step=state.steps)
+
+
+def _weights(model: Any) -> dict[str, torch.Tensor]:
+    """Give the tensors to be saved, tied ones once: safetensors refuses two names of one memory."""
+    seen: dict[int, str] = {}
+    for name, tensor in model.state_dict().items():
+        seen.setdefault(tensor.data_ptr(), name)
+    state = model.state_dict()
+    return {name: state[name].contiguous() for name in seen.values()}
+
+
+def _untied(weights: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """Give tied tensors all their names back."""
+    state = model.state_dict()
+    owner = {tensor.data_ptr(): name for name, tensor in state.items() if name in weights}
+    return {name: weights[owner[tensor.data_ptr()]] for name, tensor in state.items()}
+
+
+def _keep(model: Any, optimizer: Any, state: Trained, folder: Path) -> None:
+    """Write a checkpoint and remove the one before; at every moment one of the two is whole."""
+    step = folder / f"step-{state.steps:08d}"
+    partial = folder / "step.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _save(_weights(model), partial / "weights.safetensors")
+    moments = {
+        f"{index}.{name}": value if isinstance(value, torch.Tensor) else torch.tensor(float(value))
+        for index, moment in optimizer.state_dict()["state"].items()
+        for name, value in moment.items()
+    }
+    _save(moments, partial / "optimizer.safetensors")
+    store.write_json(partial / "state.json", asdict(state))
+    partial.rename(step)
+    for older in sorted(folder.glob("step-*"))[:-1]:
+        shutil.rmtree(older)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        save_file(tensors, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as problem:
+        partial.unlink(missing_ok=True)
+        raise WorkError(f"{path} cannot be written ({problem}); make room and run the same command again") from problem
+
+
+def _resume(model: Any, optimizer: Any, folder: Path) -> Trained | None:
+    found = sorted(folder.glob("step-*"))
+    if not found:
+        return None
+    model.load_state_dict(_untied(load_file(found[-1] / "weights.safetensors"), model))
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(found[-1] / "optimizer.safetensors").items():
+        index, moment = name.split(".", 1)
+        moments.setdefault(int(index), {})[moment] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    saved = store.read_json(found[-1] / "state.json")
+    saved["curve"] = tuple((int(step), float(loss)) for step, loss in saved["curve"])
+    say(f"going on from step {saved['steps']}")
+    return Trained(**saved)

@@ -1,0 +1,380 @@
+"""Scores, intervals, tests and calibration against hand-worked tables, textbook values, scikit-learn and SciPy."""
+
+from __future__ import annotations
+
+import math
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, bootstrap
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    mean_absolute_error,
+    precision_recall_fscore_support,
+)
+
+from saywhy import metrics
+from saywhy.metrics import Floats, Ints
+
+# Three labels; the third is never predicted. Right: 3 of 4 zeros, 1 of 2 ones, 0 of 1 twos.
+GOLD = np.array([0, 0, 0, 0, 1, 1, 2])
+PREDICTED = np.array([0, 0, 0, 1, 1, 0, 0])
+
+some_labels = st.integers(2, 5)
+unhurried = settings(deadline=None, max_examples=60)
+
+
+@st.composite
+def answered(draw: st.DrawFn) -> tuple[Ints, Ints, int]:
+    labels = draw(some_labels)
+    rows = draw(st.lists(st.tuples(st.integers(0, labels - 1), st.integers(0, labels - 1)), min_size=1, max_size=40))
+    return np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), labels
+
+
+@st.composite
+def believed(draw: st.DrawFn) -> tuple[Floats, Ints]:
+    labels, rows = draw(some_labels), draw(st.integers(1, 30))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    probabilities = random.dirichlet(np.full(labels, draw(st.sampled_from([0.05, 0.5, 5.0]))), size=rows)
+    return probabilities, random.integers(labels, size=rows)
+
+
+def noisy(labels: int, rows: int, right: float, seed: int) -> tuple[Ints, Ints]:
+    random = np.random.default_rng(seed)
+    gold = random.integers(labels, size=rows)
+    return gold, np.where(random.random(rows) < right, gold, random.integers(labels, size=rows))
+
+
+def test_counts_and_scores_of_a_hand_worked_table() -> None:
+    counts = metrics.count(GOLD, PREDICTED, 3)
+    assert metrics.confusion(GOLD, PREDICTED, 3) == [[3, 1, 0], [1, 1, 0], [1, 0, 0]]
+    assert metrics.number(metrics.accuracy(counts)) == 4 / 7
+    # F1: 2·3/(4+5), 2·1/(2+2), 0. Recall: 3/4, 1/2, 0.
+    assert metrics.number(metrics.macro_f1(counts)) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert metrics.number(metrics.mean_recall(counts)) == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)
+
+
+def test_per_class_is_null_exactly_where_undefined() -> None:
+    # A fourth label that no row has but one is answered with, and a fifth that does not occur at all.
+    table = metrics.per_class(metrics.count(np.append(GOLD, 0), np.append(PREDICTED, 3), 5), list("abcde"))
+    assert list(table) == list("abcde")
+    assert table["a"] == {"precision": 3 / 5, "recall": 3 / 5, "f1": 3 / 5, "support": 5}
+    assert table["c"] == {"precision": None, "recall": 0.0, "f1": 0.0, "support": 1}
+    assert table["d"] == {"precision": 0.0, "recall": None, "f1": 0.0, "support": 0}
+    assert table["e"] == {"precision": None, "recall": None, "f1": None, "support": 0}
+    assert {type(x) for row in table.values() for x in row.values()} == {float, int, type(None)}
+
+
+@given(answered())
+@unhurried
+def test_scores_agree_with_scikit_learn(case: tuple[Ints, Ints, int]) -> None:
+    gold, predicted, labels = case
+    counts = metrics.count(gold, predicted, labels)
+    present = sorted(set(gold.tolist()))
+    f1 = f1_score(gold, predicted, labels=present, average="macro", zero_division=0)
+    assert metrics.number(metrics.macro_f1(counts)) == pytest.approx(f1)
+    assert (
+        metrics.confusion(gold, predicted, labels) == confusion_matrix(gold, predicted, labels=range(labels)).tolist()
+    )
+    precision, recall, by_class, support = precision_recall_fscore_support(
+        gold, predicted, labels=range(labels), zero_division=np.nan
+    )
+    for i, row in enumerate(metrics.per_class(counts, [str(i) for i in range(labels)]).values()):
+        assert (row["precision"], row["recall"]) == (
+            pytest.approx(metrics.number(precision[i])),
+            pytest.approx(metrics.number(recall[i])),
+        )
+        assert row["support"] == support[i]
+        assert row["f1"] == pytest.approx(metrics.number(by_class[i]))
+
+
+@given(answered())
+@unhurried
+def test_recall_and_ordinal_scores_agree_with_scikit_learn(case: tuple[Ints, Ints, int]) -> None:
+    gold, predicted, labels = case
+    counts = metrics.count(gold, predicted, labels)
+    only = np.isin(predicted, gold)  # balanced_accuracy_score warns about answers that are nobody's label
+    if only.all():
+        assert metrics.number(metrics.mean_recall(counts)) == pytest.approx(balanced_accuracy_score(gold, predicted))
+    assert metrics.mae(gold, predicted) == pytest.approx(mean_absolute_error(gold, predicted))
+    kappa = metrics.qwk(gold, predicted, labels)
+    if len({*gold.tolist(), *predicted.tolist()}) == 1:
+        assert kappa is None
+    else:
+        oracle = cohen_kappa_score(gold, predicted, labels=range(labels), weights="quadratic")
+        assert kappa == pytest.approx(oracle, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_has_the_values_of_newcombe_1998(right: int, n: int, low: float, high: float) -> None:
+    assert metrics.wilson(right, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 400), st.floats(0, 1))
+@unhurried
+def test_wilson_agrees_with_scipy_and_mirrors(n: int, share: float) -> None:
+    right = round(share * n)
+    found, mirrored = metrics.wilson(right, n), metrics.wilson(n - right, n)
+    assert found is not None
+    assert mirrored is not None
+    oracle = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    assert found == pytest.approx((oracle.low, oracle.high), abs=1e-12)
+    assert found == pytest.approx((1 - mirrored[1], 1 - mirrored[0]), abs=1e-12)
+    assert 0 <= found[0] <= right / n <= found[1] <= 1
+
+
+def test_no_rows_leave_every_figure_undefined() -> None:
+    none = np.array([], dtype=np.int64)
+    counts = metrics.count(none, none, 2)
+    assert [metrics.number(metric(counts)) for metric in metrics.METRICS.values()] == [None, None, None]
+    assert metrics.wilson(0, 0) is None
+    assert metrics.nll(np.zeros((0, 2)), none) is None
+    assert metrics.brier(np.zeros((0, 2)), none) is None
+    assert metrics.ece(np.zeros(0), np.zeros(0, dtype=np.bool_)) is None
+    assert metrics.mae(none, none) is None
+    assert metrics.qwk(none, none, 2) is None
+    assert metrics.paired_bootstrap(metrics.macro_f1, none, none, none, 10, 0) is None
+
+
+@given(believed())
+@unhurried
+def test_nll_agrees_with_scikit_learn_and_brier_with_its_definition(case: tuple[Floats, Ints]) -> None:
+    probabilities, gold = case
+    labels = probabilities.shape[1]
+    assert metrics.nll(probabilities, gold) == pytest.approx(log_loss(gold, probabilities, labels=range(labels)))
+    by_hand = [
+        sum((p - (label == right)) ** 2 for label, p in enumerate(row))
+        for row, right in zip(probabilities.tolist(), gold.tolist(), strict=True)
+    ]
+    assert metrics.brier(probabilities, gold) == pytest.approx(sum(by_hand) / len(by_hand))
+
+
+def test_nll_of_an_impossible_label_is_finite_and_brier_is_two() -> None:
+    certain = np.array([[1.0, 0.0]])
+    assert metrics.nll(certain, np.array([1])) == pytest.approx(-math.log(2.220446049250313e-16))
+    assert metrics.brier(certain, np.array([1])) == 2.0
+
+
+def test_ece_has_bins_of_equally_many_rows() -> None:
+    # Two bins of three rows: |mean right - mean confidence| is |1/3 - 0.4| and |1 - 0.8|, weighted by one half each.
+    confidence = np.array([0.9, 0.3, 0.8, 0.4, 0.7, 0.5])
+    right = np.array([True, False, True, True, True, False])
+    assert metrics.ece(confidence, right, bins=2) == pytest.approx((1 / 15 + 0.2) / 2)
+    # Bins of equal width would say something else: [0, 0.5] and (0.5, 1] hold three rows each, [0, 1/3] only one.
+    assert metrics.ece(confidence, right, bins=3) == pytest.approx((abs(1 - 0.7) + abs(1 - 1.2) + abs(2 - 1.7)) / 6)
+
+
+def test_ece_does_not_depend_on_the_order_of_tied_rows() -> None:
+    confidence, right = np.full(40, 0.5), np.arange(40) < 20
+    assert metrics.ece(confidence, right) == pytest.approx(0.0)
+    assert metrics.ece(confidence, right[::-1]) == pytest.approx(0.0)
+    assert metrics.ece(confidence, np.ones(40, dtype=np.bool_)) == pytest.approx(0.5)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.6, 0.99]), st.booleans()), min_size=1, max_size=50), st.randoms()
+)
+@unhurried
+def test_ece_is_a_share_and_free_of_order(rows: list[tuple[float, bool]], random: object) -> None:
+    def of(some: list[tuple[float, bool]]) -> float | None:
+        return metrics.ece(np.array([row[0] for row in some]), np.array([row[1] for row in some], dtype=np.bool_))
+
+    found = of(rows)
+    assert found is not None
+    assert 0 <= found <= 1
+    assert of(sorted(rows)) == pytest.approx(found)
+    assert of(rows[::-1]) == pytest.approx(found)
+
+
+def test_a_fitted_temperature_undoes_overconfidence() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(20_000, 4))
+    calibrated = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    gold = (random.random((20_000, 1)) > calibrated.cumsum(axis=1)).sum(axis=1).clip(0, 3)
+    overconfident = metrics.apply_temperature(calibrated, 1 / 2.5)
+    found = metrics.fit_temperature(overconfident, gold)
+    assert found == pytest.approx(2.5, rel=0.05)
+    restored = metrics.apply_temperature(overconfident, found)
+    grid = [metrics.nll(metrics.apply_temperature(overconfident, t), gold) for t in np.linspace(0.5, 5, 50)]
+    assert (metrics.nll(restored, gold) or 0) <= min(x for x in grid if x is not None) + 1e-6
+    assert (metrics.ece(restored.max(axis=1), restored.argmax(axis=1) == gold) or 0) < 0.02
+
+
+@given(believed(), st.floats(0.05, 20))
+@unhurried
+def test_temperature_keeps_the_argmax_and_the_order(case: tuple[Floats, Ints], temperature: float) -> None:
+    probabilities, _ = case
+    scaled = metrics.apply_temperature(probabilities, temperature)
+    rows = np.arange(len(scaled))
+    # Rounding may make two labels equal, it must not put another one in front.
+    assert (scaled[rows, probabilities.argmax(axis=1)] == scaled.max(axis=1)).all()
+    assert np.allclose(scaled.sum(axis=1), 1)
+    order = probabilities.argsort(axis=1)
+    assert (np.diff(np.take_along_axis(scaled, order, axis=1), axis=1) >= 0).all()
+
+
+@given(believed())
+@unhurried
+def test_a_fitted_temperature_is_never_worse_than_none(case: tuple[Floats, Ints]) -> None:
+    probabilities, gold = case
+    before = metrics.nll(probabilities, gold)
+    after = metrics.nll(metrics.apply_temperature(probabilities, metrics.fit_temperature(probabilities, gold)), gold)
+    assert before is not None
+    assert after is not None
+    assert after <= before + 1e-6
+
+
+def test_temperature_leaves_zeros_and_ones_alone() -> None:
+    certain = np.array([[0.0, 1.0, 0.0], [0.25, 0.0, 0.75]])
+    scaled = metrics.apply_temperature(certain, 2.0)
+    assert scaled[0].tolist() == [0.0, 1.0, 0.0]
+    assert scaled[1].tolist() == pytest.approx([0.5 / (0.5 + 0.75**0.5), 0.0, 0.75**0.5 / (0.5 + 0.75**0.5)])
+    assert np.allclose(metrics.apply_temperature(np.array([[1e-300, 1e-310]]), 0.05).sum(), 1)
+    with pytest.raises(ValueError, match="greater than 0"):
+        metrics.apply_temperature(certain, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "gold"),
+    [
+        (np.zeros((0, 3)), []),
+        ([[0.9, 0.1], [0.2, 0.8]], [0, 1]),  # all right: colder is always better, and two rows prove no certainty
+        ([[0.5, 0.5], [0.5, 0.5]], [0, 1]),
+        ([[1.0], [1.0]], [0, 0]),
+    ],
+)
+def test_a_temperature_that_cannot_be_fitted_is_one(probabilities: list[list[float]], gold: list[int]) -> None:
+    assert metrics.fit_temperature(np.array(probabilities), np.array(gold, dtype=np.int64)) == 1.0
+
+
+def test_a_temperature_is_found_although_a_gold_label_has_probability_zero() -> None:
+    found = metrics.fit_temperature(np.array([[1.0, 0.0], [1.0, 0.0], [0.6, 0.4]]), np.array([0, 1, 0]))
+    assert 1.0 < found <= metrics.HOTTEST + 1e-9
+
+
+def test_pruned_labels_share_the_bound_on_what_was_left_out() -> None:
+    probabilities = np.array([[0.8, 0.2, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]])
+    possible = np.array([[True, True, True, True], [True, True, False, False], [True, True, False, False]])
+    found = metrics.give_back_pruned(probabilities, np.array([1e-3, 1e-4, 0.0]), possible)
+    assert found[0].tolist() == pytest.approx([0.8 / 1.001, 0.2 / 1.001, 5e-4 / 1.001, 5e-4 / 1.001])
+    assert found[1].tolist() == pytest.approx([1 / 1.0001, 1e-4 / 1.0001, 0.0, 0.0])
+    assert found[2].tolist() == [0.5, 0.5, 0.0, 0.0]
+
+
+def test_mcnemar_by_hand() -> None:
+    assert metrics.mcnemar_exact(5, 1) == pytest.approx(2 * (1 + 6) / 2**6)
+    assert metrics.mcnemar_exact(0, 0) == 1.0
+    assert metrics.mcnemar_exact(3, 3) == 1.0
+    assert metrics.mcnemar_exact(10, 0) == pytest.approx(2 / 2**10)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+@unhurried
+def test_mcnemar_is_exact_and_symmetric(a_only: int, b_only: int) -> None:
+    n = a_only + b_only
+    tail = sum(Fraction(math.comb(n, k), 2**n) for k in range(min(a_only, b_only) + 1))
+    assert metrics.mcnemar_exact(a_only, b_only) == pytest.approx(float(min(Fraction(1), 2 * tail)))
+    assert metrics.mcnemar_exact(a_only, b_only) == pytest.approx(metrics.mcnemar_exact(b_only, a_only))
+
+
+def test_holm_by_hand_is_monotone_and_in_the_order_given() -> None:
+    # Sorted: 0.005·4, 0.01·3, 0.03·2, and 0.04·1, which may not fall below the one before.
+    assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert metrics.holm([0.6, 0.9]) == [1.0, 1.0]
+    assert metrics.holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+@unhurried
+def test_holm_lies_between_raw_and_bonferroni_and_keeps_the_order(pvalues: list[float]) -> None:
+    adjusted = metrics.holm(pvalues)
+    for p, q in zip(pvalues, adjusted, strict=True):
+        assert p <= q <= min(1.0, len(pvalues) * p) + 1e-12
+    assert [q for _, q in sorted(zip(pvalues, adjusted, strict=True))] == sorted(adjusted)
+
+
+@given(answered(), st.integers(0, 5))
+@unhurried
+def test_the_interval_of_identical_systems_is_zero(case: tuple[Ints, Ints, int], seed: int) -> None:
+    gold, predicted, _ = case
+    for metric in metrics.METRICS.values():
+        assert metrics.paired_bootstrap(metric, gold, predicted, predicted.copy(), 50, seed) == (0.0, 0.0, 0.0)
+
+
+def test_the_bootstrap_of_accuracy_agrees_with_scipy_and_with_the_formula() -> None:
+    gold, a = noisy(3, 300, 0.8, 1)
+    b = np.where(np.random.default_rng(2).random(300) < 0.85, a, (a + 1) % 3)
+    found = metrics.paired_bootstrap(metrics.accuracy, gold, a, b, 8000, 3)
+    assert found is not None
+    differences = (a == gold).astype(float) - (b == gold)
+    low, high, error = found
+    assert error == pytest.approx(differences.std() / math.sqrt(300), rel=0.03)
+    oracle = bootstrap((differences,), np.mean, n_resamples=8000, method="percentile", rng=np.random.default_rng(4))
+    assert (low, high) == pytest.approx(tuple(oracle.confidence_interval), abs=0.004)
+    # Were the resamples of the two systems not the same, the error would be this much larger.
+    unpaired = math.sqrt((a == gold).var() / 300 + (b == gold).var() / 300)
+    assert error < 0.7 * unpaired
+
+
+@pytest.mark.parametrize("name", ["macro_f1", "mean_recall"])
+def test_the_bootstrap_of_a_metric_is_that_of_scikit_learn_on_the_rows_drawn(name: str) -> None:
+    gold, a = noisy(4, 60, 0.7, 5)
+    _, b = noisy(4, 60, 0.5, 5)
+    found = metrics.paired_bootstrap(metrics.METRICS[name], gold, a, b, 200, 6)
+    draws = np.random.default_rng(6).integers(60, size=(200, 60))
+
+    def of(answers: Ints, rows: Ints) -> float:
+        present = sorted(set(gold[rows].tolist()))
+        row = precision_recall_fscore_support(gold[rows], answers[rows], labels=present, zero_division=0)
+        return float(row[2 if name == "macro_f1" else 1].mean())
+
+    differences = np.array([of(a, rows) - of(b, rows) for rows in draws])
+    assert found == pytest.approx((*np.quantile(differences, [0.025, 0.975]), differences.std(ddof=1)))
+
+
+def test_the_bootstrap_is_seeded_and_turns_sign_with_the_systems() -> None:
+    gold, a = noisy(3, 100, 0.8, 7)
+    _, b = noisy(3, 100, 0.6, 7)
+    one = metrics.paired_bootstrap(metrics.macro_f1, gold, a, b, 300, 0)
+    assert one is not None
+    assert metrics.paired_bootstrap(metrics.macro_f1, gold, a, b, 300, 0) == one
+    assert metrics.paired_bootstrap(metrics.macro_f1, gold, a, b, 300, 1) != one
+    assert metrics.paired_bootstrap(metrics.macro_f1, gold, b, a, 300, 0) == pytest.approx((-one[1], -one[0], one[2]))
+    assert one[0] > 0
+
+
+def test_resamples_are_the_same_whatever_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gold, predicted = noisy(3, 50, 0.7, 8)
+    whole = metrics.resample(gold, predicted, 3, 20, 0)
+    monkeypatch.setattr(metrics, "DRAWS_AT_ONCE", 150)
+    parts = metrics.resample(gold, predicted, 3, 20, 0)
+    assert (whole.hit == parts.hit).all()
+    assert (whole.predicted == parts.predicted).all()
+    assert whole.gold.shape == (20, 3)
+    assert (whole.gold.sum(axis=1) == 50).all()
+    assert (whole.predicted.sum(axis=1) == 50).all()
+
+
+def test_two_thousand_resamples_of_two_thousand_rows_take_well_under_two_seconds() -> None:
+    gold, a = noisy(77, 2000, 0.8, 9)
+    _, b = noisy(77, 2000, 0.7, 9)
+    started = time.process_time()
+    assert metrics.paired_bootstrap(metrics.macro_f1, gold, a, b, 2000, 0) is not None
+    assert time.process_time() - started < 4  # processor time of all threads
+
+
+def test_number_is_plain_or_none() -> None:
+    assert type(metrics.number(np.float64(0.5))) is float
+    assert metrics.number(np.nan) is None
+    assert metrics.number(math.inf) is None
