@@ -88,10 +88,8 @@ def test_scores_agree_with_scikit_learn(case: tuple[Ints, Ints, int]) -> None:
         gold, predicted, labels=range(labels), zero_division=np.nan
     )
     for i, row in enumerate(metrics.per_class(counts, [str(i) for i in range(labels)]).values()):
-        assert (row["precision"], row["recall"]) == (
-            pytest.approx(metrics.number(precision[i])),
-            pytest.approx(metrics.number(recall[i])),
-        )
+        assert row["precision"] == pytest.approx(metrics.number(precision[i]))
+        assert row["recall"] == pytest.approx(metrics.number(recall[i]))
         assert row["support"] == support[i]
         assert row["f1"] == pytest.approx(metrics.number(by_class[i]))
 
@@ -101,8 +99,8 @@ def test_scores_agree_with_scikit_learn(case: tuple[Ints, Ints, int]) -> None:
 def test_recall_and_ordinal_scores_agree_with_scikit_learn(case: tuple[Ints, Ints, int]) -> None:
     gold, predicted, labels = case
     counts = metrics.count(gold, predicted, labels)
-    only = np.isin(predicted, gold)  # balanced_accuracy_score warns about answers that are nobody's label
-    if only.all():
+    # scikit-learn's warns about one label alone and about answers that are nobody's label.
+    if len(set(gold.tolist())) > 1 and np.isin(predicted, gold).all():
         assert metrics.number(metrics.mean_recall(counts)) == pytest.approx(balanced_accuracy_score(gold, predicted))
     assert metrics.mae(gold, predicted) == pytest.approx(mean_absolute_error(gold, predicted))
     kappa = metrics.qwk(gold, predicted, labels)
@@ -182,11 +180,9 @@ def test_ece_does_not_depend_on_the_order_of_tied_rows() -> None:
     assert metrics.ece(confidence, np.ones(40, dtype=np.bool_)) == pytest.approx(0.5)
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.6, 0.99]), st.booleans()), min_size=1, max_size=50), st.randoms()
-)
+@given(st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.6, 0.99]), st.booleans()), min_size=1, max_size=50))
 @unhurried
-def test_ece_is_a_share_and_free_of_order(rows: list[tuple[float, bool]], random: object) -> None:
+def test_ece_is_a_share_and_free_of_order(rows: list[tuple[float, bool]]) -> None:
     def of(some: list[tuple[float, bool]]) -> float | None:
         return metrics.ece(np.array([row[0] for row in some]), np.array([row[1] for row in some], dtype=np.bool_))
 
@@ -228,6 +224,8 @@ def test_temperature_keeps_the_argmax_and_the_order(case: tuple[Floats, Ints], t
 @unhurried
 def test_a_fitted_temperature_is_never_worse_than_none(case: tuple[Floats, Ints]) -> None:
     probabilities, gold = case
+    # Below the smallest float that is charged, what is fitted and what is charged differ.
+    probabilities = 0.999999 * probabilities + 0.000001 / probabilities.shape[1]
     before = metrics.nll(probabilities, gold)
     after = metrics.nll(metrics.apply_temperature(probabilities, metrics.fit_temperature(probabilities, gold)), gold)
     assert before is not None

@@ -519,6 +519,34 @@ def test_a_link_is_in_the_way(tmp_path: Path) -> None:
     assert store.is_done(tmp_path / "elsewhere", "zero")
 
 
+def test_an_exchange_that_was_cut_short_gives_the_old_folder_back(tmp_path: Path) -> None:
+    with store.open_run(tmp_path):
+        make(tmp_path / "stage", "one", {"a": "1"})
+    (tmp_path / "stage").rename(tmp_path / ".stage.old")
+    with store.open_run(tmp_path):
+        assert store.is_done(tmp_path / "stage", "one")
+
+
+def test_a_stamped_partial_is_unfinished_again(tmp_path: Path) -> None:
+    make(tmp_path / "stage", "one", {"a": "1"})
+    stamp = tmp_path / "stage" / store.STAMP
+    store.write_json(tmp_path / "stage" / store.BEGAN, store.read_json(stamp))
+    (tmp_path / "stage").rename(tmp_path / ".stage.partial")
+    with store.build(tmp_path / "stage", "one") as partial:
+        assert sorted(all_files(partial)) == ["a", store.BEGAN]
+    assert store.is_done(tmp_path / "stage", "one")
+
+
+def test_what_killed_writes_left_does_not_travel(tmp_path: Path) -> None:
+    left = f".a.{dead_pid()}-00{store.TEMPORARY}"
+    with store.build(tmp_path / "stage", "one") as partial:
+        (partial / left).touch()
+    assert list(all_files(tmp_path)) == ["stage/stamp.json"]
+    (tmp_path / "stage" / left).touch()
+    make(tmp_path / "stage", "two", {})
+    assert list(all_files(tmp_path)) == ["stage/stamp.json"]
+
+
 def record(pid: int, host: str = platform.node(), started: float = 0.0) -> bytes:
     return json.dumps({"pid": pid, "host": host, "started": started}).encode()
 
@@ -600,6 +628,23 @@ def test_a_lock_that_is_just_being_written_counts(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("saywhy.store.time.sleep", lambda _: (tmp_path / store.LOCK).write_bytes(mine))
     with pytest.raises(RequestError, match=f"process {os.getpid()} writes here"), store.open_run(tmp_path):
         pytest.fail("a lock being written was taken over")
+
+
+def test_a_lock_that_another_process_took_first_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = record(os.getppid(), started=psutil.Process(os.getppid()).create_time())
+    real = store._create
+
+    def just_before(path: Path, content: bytes) -> bool:
+        if path.suffix == ".claim":
+            (tmp_path / store.LOCK).write_bytes(parent)
+        return real(path, content)
+
+    monkeypatch.setattr(store, "_create", just_before)
+    (tmp_path / store.MARKER).touch()
+    (tmp_path / store.LOCK).write_bytes(record(dead_pid()))
+    with pytest.raises(RequestError, match="another process is just starting"), store.open_run(tmp_path):
+        pytest.fail("a living lock was taken over")
+    assert all_files(tmp_path) == {store.MARKER: b"", store.LOCK: parent}
 
 
 def test_a_lock_of_another_host_is_respected(tmp_path: Path) -> None:

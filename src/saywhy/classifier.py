@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,14 @@ from saywhy.metrics import accuracy, count, macro_f1, mean_recall
 from saywhy.predict import Classifier, answer
 from saywhy.prompts import Part, row_pieces, target, targets, task_instruction
 from saywhy.records import Row, Task
-from saywhy.train.folder import Course, Lesson
+from saywhy.train.folder import Course, Lesson, encode
 from saywhy.train.folder import train as train_folder
+from saywhy.train.loop import packs_tokens, plan_steps
+from saywhy.trees import pack_trees
 
 METRICS = {"macro_f1": macro_f1, "accuracy": accuracy, "mean_recall": mean_recall}
+# Steps that are laid out to learn how many tokens one takes.
+SAMPLED_STEPS = 8
 
 
 def lessons(arm: str, rows: Sequence[Row], kept: Mapping[str, tuple[str, ...]]) -> list[Lesson]:
@@ -77,3 +81,14 @@ def score(task: Task, rows: Sequence[Row], answers: Sequence[str], metric: str) 
     gold = np.array([place[row.label or ""] for row in rows])
     given = np.array([place[one] for one in answers])
     return float(METRICS[metric](count(gold, given, len(task.labels))))
+
+
+def matched(plan: Course, taught: Sequence[Lesson], other: Path) -> Course:
+    """Give a course as many steps as make its computed tokens those of another, finished arm."""
+    tokens = int(store.read_json(other / "train.json")["tokens"])
+    examples = encode(plan, taught).examples
+    steps = plan_steps(examples, plan.settings, plan.seed)[:SAMPLED_STEPS]
+    laid = [[branch for row in step for branch in examples[row].branches] for step in steps]
+    each = [packs_tokens(pack_trees(branches, plan.settings.pack_tokens)) for branches in laid]
+    wanted = max(1, round(tokens / (sum(each) / len(each))))
+    return replace(plan, settings=plan.settings.model_copy(update={"steps": wanted}))

@@ -188,6 +188,7 @@ def fit_temperature(probabilities: Floats, gold: Ints) -> float:
     """The temperature that makes the gold labels likeliest, between 0.05 and 20 (Guo et al. 2017).
 
     It is 1.0 where the rows cannot tell: none, or every gold label already the likeliest, when colder is always better.
+    A gold label of probability 0 is taken for one of `SMALLEST`, so that a sure mistake still tells of overconfidence.
     """
     rows = np.arange(len(gold))
     if len(gold) == 0 or bool((probabilities[rows, gold] == probabilities.max(axis=1)).all()):

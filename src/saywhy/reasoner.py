@@ -12,7 +12,7 @@ from saywhy.lm.folder import load
 from saywhy.lm.load import context_of, model_of, tokenizer_of
 from saywhy.prompts import REASONER, REASONER_INSTRUCTION, described, reasoner_pieces, reasoner_question, target
 from saywhy.records import RequestError, Task, WorkedCase
-from saywhy.config import ReasonerTrain, Sampling
+from saywhy.config import Sampling, Train
 from saywhy.teachers import Teacher, local
 from saywhy.train.folder import Course, Lesson
 from saywhy.train.folder import train as train_folder
@@ -33,7 +33,7 @@ def lessons(task: Task, cases: Sequence[WorkedCase], of_this_task: bool) -> list
     return made
 
 
-def course(base: str, settings: ReasonerTrain, seed: int, trust_remote_code: bool) -> Course:
+def course(base: str, settings: Train, seed: int, trust_remote_code: bool) -> Course:
     """Say how the reasoner is trained."""
     return Course(REASONER, base, REASONER_INSTRUCTION, settings, seed, trust_remote_code=trust_remote_code)
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from saywhy.config import written
-from saywhy.config.places import FILE_SUFFIXES, Source, locate, near_names
+from saywhy.config.places import FILE_SUFFIXES, Source, locate, locate_base, near_names
 from saywhy.config.settings import (
     LEARNING_RATE,
     SCRATCH_LEARNING_RATE,
@@ -145,7 +145,7 @@ def commented_example() -> str:
 
 def _build(raw: Mapping[str, Any], places: Places, folder: Path) -> Config:
     try:
-        config = Config.model_validate(_filled(raw, folder))
+        config = Config.model_validate(_filled(raw, places, folder))
     except ValidationError as error:
         lines = [_sentence(details, places) for details in error.errors()]
         raise RequestError("\n".join(dict.fromkeys(lines))) from error
@@ -166,17 +166,20 @@ def _with_bases_and_arms(config: Config) -> Config:
     )
 
 
-def _filled(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _filled(raw: Mapping[str, Any], places: Places, folder: Path) -> dict[str, Any]:
     """Fill in what depends on the folder or on other keys: paths, learning rates, the teacher."""
     filled = dict(raw)
     for path in (*_SOURCES, *_BASES):
         value = _at(filled, path)
         if isinstance(value, str) and value.strip():
-            found = _base(value, folder) if path in _BASES else locate(value, folder).absolute()
+            try:
+                found = locate_base(value, folder) if path in _BASES else locate(value, folder).absolute()
+            except RequestError as error:
+                raise RequestError(f"{_place(path, places)}: {dotted(path)}: {error}") from error
             filled = written.put(filled, path, found, "")
     for stage in ("reasoner", "classifier"):
         section, train = _at(filled, (stage,)), _at(filled, (stage, "train"))
-        if not isinstance(section or {}, dict) or not isinstance(train or {}, dict):
+        if not isinstance(section, dict | None) or not isinstance(train, dict | None):
             continue
         if (train or {}).get("learning_rate") is None:
             base = _at(filled, (stage, "base")) or filled.get("base")
@@ -194,13 +197,6 @@ def _at(raw: Mapping[str, Any], path: KeyPath) -> Any:
     for key in path:
         node = node.get(key) if isinstance(node, dict) else None
     return node
-
-
-def _base(value: str, folder: Path) -> str:
-    """Make a base absolute where it is a folder; a hub id stays, and so does scratch."""
-    path = folder / Path(value).expanduser()
-    local = value.startswith((".", "~", "/")) or "\\" in value
-    return str(path.resolve()) if value != "scratch" and (local or path.is_dir()) else value
 
 
 def _merged(train: Train, differing: Train) -> Train:

@@ -35,14 +35,14 @@ class Source:
 def locate(written: str, folder: Path) -> Source:
     """Find what a source means from a folder: what exists wins, then what looks like a path, then the hub."""
     whole = _path(written, folder)
-    if whole.exists():
+    if _exists(whole):
         return Source(written, path=whole)
     name, colon, part = written.rpartition(":")
     # "C:\data" and "C:data" begin with a drive, they do not end with a part.
     if not colon or re.search(r"[\\/]", part) or re.fullmatch("[A-Za-z]", name):
         name, part = written, ""
     path = _path(name, folder)
-    if path.exists() or _looks_like_a_path(name, folder):
+    if _exists(path) or _looks_like_a_path(name, folder):
         return Source(written, path=path, part=part or None)
     if not _HUB_NAME.fullmatch(name) or (colon and not part):
         raise RequestError(f"{written!r} is neither a file, nor a folder, nor a hub id such as owner/name:train")
@@ -51,20 +51,39 @@ def locate(written: str, folder: Path) -> Source:
     return Source(written, hub="/".join(pieces[:2]), config=config, part=part or None)
 
 
+def locate_base(written: str, folder: Path) -> str:
+    """Make a base absolute where it is a folder or looks like one; a hub id stays, and so does scratch."""
+    if written == "scratch":
+        return written
+    path = _path(written, folder)
+    local = written.startswith((".", "~", "/")) or "\\" in written
+    return str(path) if local or _exists(path) else written
+
+
 def near_names(path: Path) -> str:
     """Say what stands near a missing path, as the end of a sentence."""
     parent = path.parent
     if not parent.is_dir():
         return f"; there is no folder {parent}"
     names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
     if near:
         return f"; did you mean {' or '.join(near)}?"
     return f"; in {parent} there are {', '.join(names[:10])}" if names else f"; {parent} is empty"
 
 
 def _path(written: str, folder: Path) -> Path:
-    return (folder / Path(written).expanduser()).resolve()
+    try:
+        return (folder / Path(written).expanduser()).resolve()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise RequestError(f"{written!r} cannot be a path: {error}") from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a name that is too long for a file
+        return False
 
 
 def _looks_like_a_path(name: str, folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -26,9 +26,7 @@ Teacher = Literal["reasoner", "base", "column", "file", "api"]
 CheckName = Literal[
     "empty", "too_long", "cut_off", "copy_of_text", "label_named_first", "another_label_named", "cue_inside"
 ]
-CHECKS: tuple[CheckName, ...] = (
-    "empty", "too_long", "cut_off", "copy_of_text", "label_named_first", "another_label_named", "cue_inside",
-)  # fmt: skip
+CHECKS: tuple[CheckName, ...] = get_args(CheckName)
 
 LEARNING_RATE = 2e-5  # model card of syvai/emotion-reasoning-1b
 SCRATCH_LEARNING_RATE = 2e-3  # ours: random weights of a few million parameters learn too slowly at 2e-5
@@ -63,8 +61,10 @@ def _one_or_more(value: Any) -> Any:
 
 
 def _check_rows(value: Any) -> int | str:
-    if value == "all" or (type(value) is int and value >= 2):
-        return value  # type: ignore[no-any-return]
+    if value == "all":
+        return "all"
+    if type(value) is int and value >= 2:
+        return int(value)
     raise ValueError(f"should be all or a whole number from 2 on, not {value!r}")
 
 
@@ -95,11 +95,11 @@ def _check_labels(value: Any) -> Any:
             raise ValueError(f"should hold labels, not {label!r}")
         if fault := label_fault(label):
             raise ValueError(f"label {label!r} {fault}")
-        if not isinstance(described.get(label, ""), str):
+        if not isinstance(described.get(label), str | None):
             raise ValueError(f"label {label!r} should be described by one text")
     if len(set(value)) < max(2, len(value)):
         raise ValueError("should hold at least two labels, each once")
-    return {label: described.get(label, "").strip() for label in value}
+    return {label: (described.get(label) or "").strip() for label in value}
 
 
 def _kind_of_base(value: Any) -> str:
@@ -258,7 +258,9 @@ class Train(Settings):
             raise ValueError("rows_per_step and tokens_per_step exclude each other: set one of them to null")
         if tokens is not None:
             return {**value, "rows_per_step": None}
-        return {**value, "tokens_per_step": None} if rows is not None else {**value, "rows_per_step": 32}
+        if rows is not None:
+            return {**value, "tokens_per_step": None}
+        return {key: setting for key, setting in value.items() if key != "rows_per_step"}
 
 
 class ReasonerTrain(Train):

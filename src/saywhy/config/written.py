@@ -41,6 +41,15 @@ class CoreDumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Only escaped do these line breaks read back as they are.
+    style = '"' if set(text) & {"\x85", "\u2028", "\u2029"} else None
+    return dumper.represent_scalar(_TAG + "str", text, style)
+
+
+CoreDumper.add_representer(str, _represent_text)
+
+
 def read(text: str, source: str, root: KeyPath = ()) -> tuple[Any, Places]:
     """Read one YAML document: its value, and for every key path below `root` where it stands ("name, line 3")."""
     try:
@@ -93,9 +102,11 @@ def set_one(raw: dict[str, Any], places: Places, item: str) -> dict[str, Any]:
         value, _ = read(text, source, path)
     else:
         tag = next((tag for tag, pattern in _CORE if pattern.match(text)), _TAG + "str")
-        value = _scalar(tag, text, path, source, True)
+        value = _scalar(tag, text, path, source)
     for known in [known for known in places if known[: len(path)] == path]:
         del places[known]
+    for depth in range(1, len(path)):
+        places.setdefault(path[:depth], source)
     places[path] = source
     return put(raw, path, value, source)
 
@@ -112,7 +123,7 @@ def _value(node: yaml.Node, path: KeyPath, source: str, places: Places, above: t
         raise RequestError(f"{place}: {dotted(path)} holds itself")
     above = (*above, id(node))
     if isinstance(node, yaml.ScalarNode):
-        return _scalar(node.tag, node.value, path, place, node.style is None)
+        return _scalar(node.tag, node.value, path, place)
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*path, i), source, places, above) for i, item in enumerate(node.value)]
     values: dict[str, Any] = {}
@@ -128,10 +139,11 @@ def _value(node: yaml.Node, path: KeyPath, source: str, places: Places, above: t
     return values
 
 
-def _scalar(tag: str, text: str, path: KeyPath, place: str, plain: bool) -> Any:
-    """Make the value of a scalar; a plain one below `TEXT_BELOW` is its text."""
-    if plain and any(len(path) > len(root) and path[: len(root)] == root for root in TEXT_BELOW):
-        return text
+def _scalar(tag: str, text: str, path: KeyPath, place: str) -> Any:
+    """Make the value of a scalar; below `TEXT_BELOW` it is its text."""
+    if any(len(path) > len(root) and path[: len(root)] == root for root in TEXT_BELOW):
+        # `joy: null` has no description; `- null` is a label.
+        return None if tag == _TAG + "null" and isinstance(path[-1], str) else text
     kind = tag.removeprefix(_TAG)
     try:
         if kind == "null":

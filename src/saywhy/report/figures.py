@@ -65,7 +65,7 @@ def fit(text: str, width: int) -> str:
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers that span `low` to `high`, both ends covered, about `most` of them."""
-    if not high > low:
+    if high - low < 1e-6 * max(abs(low), abs(high), 1.0):
         low, high = low - 0.5, high + 0.5
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(power * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (power * factor) <= most)
@@ -80,7 +80,8 @@ def dots(key: str, title: str, description: str, rows: Sequence[Dot], zero: bool
     """
     low, high = min(row.low for row in rows), max(row.high for row in rows)
     if zero:
-        low, high = min(low, 0.0), max(high, 0.0)
+        room = 0.1 * max(abs(low), abs(high), 1.0)
+        low, high = min(low, -room), max(high, room)
     marks = ticks(max(low, 0.0) if clip else low, min(high, 100.0) if clip else high, 6)
     place = _scale(marks[0], marks[-1], 1.5, 98.5)
     bottom = 48 * len(rows) + 8
@@ -145,7 +146,7 @@ def class_bars(key: str, title: str, description: str, rows: Sequence[ClassBars]
 
 def matrix(key: str, title: str, description: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup:
     """A confusion matrix: rows are the gold labels, columns the answers, shades the share of the row."""
-    size = 72 if len(labels) <= 4 else 58 if len(labels) <= 6 else 44 if len(labels) <= 10 else 36
+    size = 64 if len(labels) <= 4 else 58 if len(labels) <= 6 else 44 if len(labels) <= 10 else 36
     names = [fit(label, 18) for label in labels]
     reach = max(_pixels(name) for name in names)
     turned = reach > size - 4

@@ -78,7 +78,7 @@ def autocast(model: Any, precision: str) -> Any:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def plan(examples: Sequence[Example], settings: Train, seed: int) -> list[list[int]]:
+def plan_steps(examples: Sequence[Example], settings: Train, seed: int) -> list[list[int]]:
     """Choose the rows of every step: whole passes in an order of their own, cut into steps of equally many rows.
 
     With `tokens_per_step` a step takes rows until it has so many tokens (the papers' way).
@@ -138,7 +138,7 @@ def finetune(
         raise RequestError(f"{title}: there is nothing to train on")
     # Each part of this function's state is either here or in the checkpoint; nothing is drawn from a global generator.
     accelerator = Accelerator(cpu=not torch.cuda.is_available() or model.device.type == "cpu")
-    batches = plan(examples, settings, seed)
+    batches = plan_steps(examples, settings, seed)
     model.to(accelerator.device)
     choice = _choose(model, examples, batches[0], settings, folder)
     losses = Losses(model, choice["precision"])

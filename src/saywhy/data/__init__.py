@@ -1,0 +1,193 @@
+"""Read the data of a config: rows in three splits, worked cases, given reasonings, and an audit of it all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saywhy.config import Config, DataConfig, TaskConfig, WorkedCases, locate
+from saywhy.data.audit import audit
+from saywhy.data.read import USUAL_PARTS, open_table
+from saywhy.data.rows import Template, given_id, make_rows, parse_template, render
+from saywhy.data.split import cut_share, draw
+from saywhy.records import RequestError, Row, Task, WorkedCase
+
+__all__ = ["Data", "Template", "fingerprint", "parse_template", "read", "read_rows", "render"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything that a run reads before it trains; `reasonings` and `file_reasonings` are by row id."""
+
+    task: Task
+    train: tuple[Row, ...]
+    dev: tuple[Row, ...]
+    test: tuple[Row, ...]
+    worked_cases: tuple[WorkedCase, ...] = ()
+    reasonings: Mapping[str, str] = field(default_factory=dict)
+    file_reasonings: Mapping[str, str] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read(config: Config) -> Data:
+    """Read, split and audit what a config names; RequestError names file, line or key and the fix."""
+    notes: list[str] = []
+    _refuse_same_source(config)
+    column = config.reasonings.column if "column" in config.reasonings.teacher else None
+    given = None if config.task.labels is None else tuple(config.task.labels)
+    table = open_table(config.data.train, config.folder, "train")
+    whole, reasonings = make_rows(table, config.task, config.data, True, given, column)
+    labels = _labels(config, whole, table.name)
+    for name, source in (("dev", config.data.dev), ("test", config.data.test)):
+        if isinstance(source, float) and (own := set(USUAL_PARTS[name]).intersection(table.other_parts)):
+            notes.append(f"{name} is a share of train although {table.name} has a part {min(own)}.")
+    train, dev, test = _split(config, whole, labels)
+    train, empty = _train_rows(config, train, notes)
+    task = Task(
+        config.task.name,
+        config.task.instruction,
+        labels,
+        {label: text for label, text in (config.task.labels or {}).items() if text},
+        config.task.ordinal,
+        config.task.text,
+    )
+    worked_cases = _worked_cases(config, notes)
+    from_file = _file_reasonings(config, train, notes)
+    ids = {row.id for row in train}
+    reasonings = {name: text for name, text in reasonings.items() if name in ids}
+    found = audit(labels, {"train": train, "dev": dev, "test": test}, empty, notes)
+    return Data(task, tuple(train), tuple(dev), tuple(test), worked_cases, reasonings, from_file, found)
+
+
+def read_rows(
+    source: str, task_config: TaskConfig, data_config: DataConfig, folder: Path, need_label: bool, role: str = ""
+) -> list[Row]:
+    """Read the rows of one source, with `label` None where none is needed; `role` picks the part of a data set."""
+    labels = None if task_config.labels is None else tuple(task_config.labels)
+    return make_rows(open_table(source, folder, role), task_config, data_config, need_label, labels)[0]
+
+
+def fingerprint(rows: Iterable[Row]) -> str:
+    """Hash the content of rows, in order: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.id, row.text, row.label, row.choices, row.pieces]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _refuse_same_source(config: Config) -> None:
+    train = locate(config.data.train, config.folder)
+    for name, source in (("dev", config.data.dev), ("test", config.data.test)):
+        # Without a part, each split takes its own one of a folder or data set.
+        if (
+            isinstance(source, str)
+            and locate(source, config.folder) == train
+            and (train.part is not None or (train.path is not None and train.path.is_file()))
+        ):
+            raise RequestError(
+                f"data.{name}: {source} is what data.train names; give other rows or a share such as 0.1"
+            )
+
+
+def _labels(config: Config, rows: Sequence[Row], name: str) -> tuple[str, ...]:
+    """Give the labels in order: the config's, else those of train, numbers by value and words by letter."""
+    if config.task.choices is not None:
+        return ()
+    found = {row.label for row in rows if row.label is not None}
+    if len(found) < 2:
+        raise RequestError(f"{name}: every row has the label {min(found)!r}; a classifier needs two or more")
+    if config.task.labels is not None:
+        return tuple(config.task.labels)
+    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", label) for label in found):
+        return tuple(sorted(found, key=lambda label: (int(label), label)))
+    if config.task.ordinal:
+        raise RequestError("task.ordinal: an order of words cannot be guessed; write task.labels, lowest first")
+    return tuple(sorted(found))
+
+
+def _split(config: Config, whole: list[Row], labels: tuple[str, ...]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Give train, dev and test; shares are of all rows of the source, test's is cut off first."""
+    train, found = whole, dict[str, list[Row]]()
+    for name, source in (("test", config.data.test), ("dev", config.data.dev)):
+        if isinstance(source, float):
+            train, found[name] = cut_share(train, round(source * len(whole)), config.seed, f"data.{name}")
+        else:
+            table = open_table(source, config.folder, name)
+            known = None if config.task.choices is not None else labels
+            found[name], _ = make_rows(table, config.task, config.data, True, known)
+    return train, found["dev"], found["test"]
+
+
+def _train_rows(config: Config, rows: list[Row], notes: list[str]) -> tuple[list[Row], int]:
+    """Leave empty texts out, then draw `data.rows`; also the number of empty ones."""
+    kept = [row for row in rows if row.text.strip()]
+    empty = len(rows) - len(kept)
+    if not kept:
+        raise RequestError(f"data.train: every text of {config.data.train} is empty; is task.text the right column?")
+    if empty:
+        notes.append(f"{empty} rows with an empty text were left out of train.")
+    if config.data.rows != "all":
+        if config.data.rows > len(kept):
+            raise RequestError(f"data.rows: {config.data.rows} is more than the {len(kept)} rows of train; write all")
+        notes.append(f"{config.data.rows} of {len(kept)} rows of train were drawn.")
+        kept = draw(kept, config.data.rows, config.seed)
+    return kept, empty
+
+
+def _worked_cases(config: Config, notes: list[str]) -> tuple[WorkedCase, ...]:
+    told = config.reasoner.worked_cases
+    if told is None:
+        return ()
+    table = open_table(told.data, config.folder, "train")
+    templates = [
+        parse_template(getattr(told, key), f"reasoner.worked_cases.{key}")
+        for key in ("question", "answer", "reasoning")
+    ]
+    cases, empty = [], 0
+    for place, record in table.records:
+        question, answer, reasoning = (render(template, record, place)[0] for template in templates)
+        if question.strip() and answer.strip() and reasoning.strip():
+            cases.append(WorkedCase(question, answer, reasoning))
+        else:
+            empty += 1
+    if empty:
+        notes.append(f"{empty} worked cases with an empty question, answer or reasoning were left out.")
+    if not cases:
+        raise RequestError(f"{table.name}: there are no worked cases")
+    return tuple(_drawn_cases(told, cases, config.seed))
+
+
+def _drawn_cases(told: WorkedCases, cases: Sequence[WorkedCase], seed: int) -> Sequence[WorkedCase]:
+    if told.rows == "all":
+        return cases
+    if told.rows > len(cases):
+        raise RequestError(
+            f"reasoner.worked_cases.rows: {told.rows} is more than the {len(cases)} there are; write all"
+        )
+    places = draw([Row(str(i), "") for i in range(len(cases))], told.rows, seed)
+    return [cases[int(row.id)] for row in places]
+
+
+def _file_reasonings(config: Config, rows: Sequence[Row], notes: list[str]) -> dict[str, str]:
+    told = config.reasonings.file
+    if told is None or "file" not in config.reasonings.teacher:
+        return {}
+    template = parse_template(told.reasoning, "reasonings.file.reasoning")
+    table = open_table(told.path, config.folder)
+    found, places = dict[str, str](), dict[str, str]()
+    for place, record in table.records:
+        name = given_id(record, told.id, place, places)
+        places[name] = place
+        found[name] = render(template, record, place)[0]
+    ids = {row.id for row in rows}
+    matching = {name: text for name, text in found.items() if name in ids and text.strip()}
+    if not matching:
+        raise RequestError(f"{table.name}: no id is one of a training row; set data.id to the column that has them")
+    if len(matching) < len(rows):
+        notes.append(f"{len(rows) - len(matching)} rows of train have no reasoning in {Path(told.path).name}.")
+    return matching

@@ -1,0 +1,291 @@
+"""The whole method, top to bottom. Only this file knows the order of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saywhy import checks, classifier, evaluate, reasoner, reasonings, report, store
+from saywhy.config import Arm, Config, FromScratch, dump, needed_base
+from saywhy.data import Data, fingerprint, read
+from saywhy.lm.load import base_hash, make_scratch
+from saywhy.predict import answer, load
+from saywhy.progress import say
+from saywhy.prompts import MODES, task_instruction
+from saywhy.records import RequestError, Row
+from saywhy.teachers import Teacher, given
+from saywhy.version import versions
+
+STAGES = ("reason", "train", "evaluate", "report")
+NEEDS_REASONINGS = tuple(arm for arm in MODES if arm != "label_only")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage is given: the config, the run's folder, the data, and checks beside those of the config."""
+
+    config: Config
+    folder: Path
+    data: Data
+    checks: tuple[checks.Check, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished stage: its folder and the stamp that says what it was made from."""
+
+    folder: Path
+    stamp: str
+
+
+def run(config: Config, folder: Path, more_checks: Sequence[checks.Check] = (), until: str = "report") -> Path:
+    """Do the whole method, or the stages up to `until`, and leave the run in `folder`; give the last stage's file.
+
+    A stage whose stamp matches is not repeated. `more_checks` stand beside the checks that the config names.
+    """
+    data = read(config)
+    with store.open_run(folder):
+        store.write_text(folder / "config.yaml", dump(config))
+        this = Run(config, folder, data, tuple(more_checks))
+        # 1 a reasoner learns from worked cases to lead from a question to its answer
+        explainer = _reasoner(this)
+        # 2 it writes reasonings for the training rows, which are checked and kept or dropped
+        written = _reasonings(this, explainer)
+        if until == "reason":
+            return folder / "reasonings"
+        # 3 each arm is trained on the same rows, with or without the kept reasonings
+        arms = {arm.name: _arm(this, arm, written) for arm in _taught(this, written)}
+        if until == "train":
+            return folder
+        # 4 all arms answer the same untouched rows, next to the floors
+        metrics = _evaluated(this, arms, written)
+        # 5 the report is drawn from what was measured
+        return metrics if until == "evaluate" else report.write(folder)
+
+
+def _stage(this: Run, name: str, kind: str, settings: object, inputs: object, work: Callable[[Path], None]) -> Made:
+    """Do one stage unless its stamp says that it is done."""
+    folder, stamp = this.folder / name, store.fingerprint(kind, settings, inputs)
+    if store.is_done(folder, stamp):
+        say(f"{name}: done before, not repeated")
+    else:
+        store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "begun"})
+        with store.build(folder, stamp) as partial:
+            work(partial)
+        store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "done"})
+    return Made(folder, stamp)
+
+
+def _base(this: Run, stage: str) -> tuple[str, str]:
+    """Give the base of `reasoner` or `classifier` and what identifies its content; a scratch base is made once."""
+    base = needed_base(this.config, stage)
+    if not isinstance(base, FromScratch):
+        return base, base_hash(base)
+    alike = base == this.config.classifier.base
+    texts, size = _scratch_texts(this), base.scratch
+    made = _stage(
+        this,
+        "base" if alike else f"base-{stage}",
+        "base",
+        size.model_dump(),
+        {"texts": store.hash_of(texts), "seed": this.config.seed},
+        lambda out: make_scratch(
+            out, texts, size.width, size.layers, size.heads, size.vocabulary, this.config.seed
+        ),
+    )
+    return str(made.folder), made.stamp
+
+
+def _scratch_texts(this: Run) -> list[str]:
+    """Everything that training will show a model from scratch; nothing of dev or test."""
+    data = this.data
+    instruction = task_instruction(data.task)
+    texts = [f"{instruction}\n\n{row.text}\nLabel: {row.label}" for row in data.train]
+    brought = {**data.reasonings, **data.file_reasonings}
+    texts += [f"Reasoning: {brought[row.id]}\nLabel: {row.label}" for row in data.train if row.id in brought]
+    for lesson in _cases(this):
+        texts += ["".join(lesson.pieces), *("".join(part.text for part in target) for target in lesson.targets)]
+    return texts
+
+
+def _cases(this: Run) -> list[Any]:
+    settings = this.config.reasoner.worked_cases
+    if settings is None:
+        return []
+    return reasoner.lessons(this.data.task, this.data.worked_cases, settings.of_this_task)
+
+
+def _reasoner(this: Run) -> Made | None:
+    """Train the reasoner where it is the teacher."""
+    config = this.config
+    if "reasoner" not in config.reasonings.teacher:
+        return None
+    base, identity = _base(this, "reasoner")
+    cases = _cases(this)
+    plan = reasoner.course(base, config.reasoner.train, config.seed, config.trust_remote_code)
+    inputs = {"base": identity, "cases": store.hash_of(cases), "seed": config.seed}
+    return _stage(
+        this,
+        "reasoner",
+        "reasoner",
+        config.reasoner.train.model_dump(),
+        inputs,
+        lambda out: reasoner.train(out, plan, cases),
+    )
+
+
+def _reasonings(this: Run, explainer: Made | None) -> Made | None:
+    """Let the teachers write, and the checks decide."""
+    config, data = this.config, this.data
+    settings = config.reasonings
+    if not settings.teacher:
+        return None
+    rules = (*checks.by_name(settings.checks, settings.too_long_tokens), *this.checks)
+    inputs = {
+        "task": data.task,
+        "rows": fingerprint(data.train),
+        "reasoner": explainer.stamp if explainer else "",
+        "base": _base(this, "reasoner")[1] if "base" in settings.teacher else "",
+        "column": store.hash_of(data.reasonings),
+        "file": store.hash_of(data.file_reasonings),
+        "checks": [f"{rule.__module__}.{rule.__name__}" for rule in rules],
+        "seed": config.seed,
+    }
+    prompt = explainer.stamp if explainer else "given"
+
+    def work(out: Path) -> None:
+        teachers = {name: _teacher(this, name, explainer) for name in settings.teacher}
+        reasonings.write(out, data.task, data.train, teachers, rules, settings, prompt)
+
+    return _stage(this, "reasonings", "reasonings", settings.model_dump(exclude={"api"}), inputs, work)
+
+
+def _teacher(this: Run, name: str, explainer: Made | None) -> Teacher:
+    config, data = this.config, this.data
+    sampling, budget = config.reasonings.sampling, config.evaluate.batch_tokens
+    if name == "reasoner" and explainer is not None:
+        return reasoner.teacher(explainer.folder, sampling, config.seed, budget)
+    if name == "base":
+        base, _ = _base(this, "reasoner")
+        return reasoner.base_as_teacher(base, sampling, config.seed, budget, config.trust_remote_code)
+    if name in ("column", "file"):
+        return given(data.reasonings if name == "column" else data.file_reasonings)
+    raise RequestError(
+        f"reasonings.teacher: {name} is not in this version; let your server write a file and set teacher: file"
+    )
+
+
+def _taught(this: Run, written: Made | None) -> list[Arm]:
+    """Choose the arms that can be trained, those that match another's tokens last."""
+    arms = [arm for arm in this.config.classifier.arms if written or arm.arm not in NEEDS_REASONINGS]
+    if not arms:
+        raise RequestError(
+            "classifier.arms: every arm needs reasonings and nobody writes them; give reasoner.worked_cases or a "
+            "reasonings.teacher, or add label_only"
+        )
+    for note in _missing(this, written):
+        say(note)
+    return sorted(arms, key=lambda arm: arm.match is not None)
+
+
+def _missing(this: Run, written: Made | None) -> list[str]:
+    skipped = [arm.name for arm in this.config.classifier.arms if not written and arm.arm in NEEDS_REASONINGS]
+    if not skipped:
+        return []
+    return [
+        f"{', '.join(skipped)} were not trained: there are no worked cases (reasoner.worked_cases) and no teacher "
+        "(reasonings.teacher: column, file or base), so nobody wrote reasonings."
+    ]
+
+
+def _arm(this: Run, arm: Arm, written: Made | None) -> Made:
+    """Train one arm."""
+    config, data = this.config, this.data
+    base, identity = _base(this, "classifier")
+    kept = reasonings.read_kept(written.folder) if written and arm.arm != "label_only" else {}
+    taught = classifier.lessons(arm.arm, data.train, kept)
+    plan = classifier.course(
+        data.task, arm.arm, base, arm.train, data.train, config.seed, config.data.on_overflow, config.trust_remote_code
+    )
+    if arm.to is not None:
+        plan = classifier.matched(plan, taught, this.folder / arm.to)
+    inputs = {
+        "base": identity,
+        "task": data.task,
+        "lessons": store.hash_of(taught),
+        "dev": fingerprint(data.dev),
+        "choices": [row.choices for row in data.train],
+        "seed": config.seed,
+        "recommend_by": config.recommend_by,
+    }
+    settings = {"arm": arm.arm, "train": plan.settings.model_dump(), "on_overflow": plan.on_overflow}
+    return _stage(
+        this,
+        arm.name,
+        "classifier",
+        settings,
+        inputs,
+        lambda out: classifier.train(out, data.task, arm, plan, taught, data.dev, config.recommend_by),
+    )
+
+
+def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Path:
+    """Let every arm answer dev, fit its temperatures there, let it answer test, and write down every figure."""
+    config, data = this.config, this.data
+    kinds = {arm.name: arm.arm for arm in config.classifier.arms}
+    dev: dict[str, evaluate.Answers] = {}
+    test: dict[str, evaluate.Answers] = {}
+    for name, made in arms.items():
+        for mode in _modes(config, kinds[name]):
+            if mode == "explain":
+                test[f"{name}/{mode}"] = _answers(this, made, mode, "test", data.test[: config.evaluate.explain_rows])
+                continue
+            dev[f"{name}/{mode}"] = _answers(this, made, mode, "dev", data.dev)
+            test[f"{name}/{mode}"] = _answers(this, made, mode, "test", data.test)
+        store.write_json(made.folder / "calibration.json", _calibration(this, name, dev))
+    document = evaluate.metrics_json(
+        task=data.task,
+        dev=dev,
+        test=test,
+        floor=evaluate.floor_answers(data.task, data.train, data.dev, data.test),
+        train={name: store.read_json(made.folder / "train.json") for name, made in arms.items()},
+        audit=data.audit,
+        versions=versions(),
+        seed=config.seed,
+        recommend_by=config.recommend_by,
+        resamples=config.evaluate.bootstrap,
+        kinds=kinds,
+        reasonings=reasonings.summary(written.folder) if written else None,
+        notes=_missing(this, written),
+    )
+    store.write_json(this.folder / "metrics.json", document)
+    return this.folder / "metrics.json"
+
+
+def _modes(config: Config, arm: str) -> list[str]:
+    wanted = config.evaluate.modes
+    return [mode for mode in MODES[arm] if wanted is None or mode in wanted]
+
+
+def _calibration(this: Run, name: str, dev: Mapping[str, evaluate.Answers]) -> dict[str, dict[str, float]]:
+    return {
+        system.rpartition("/")[2]: {"temperature": evaluate.temperature_of(this.data.task, answers)}
+        for system, answers in dev.items()
+        if system.rpartition("/")[0] == name
+    }
+
+
+def _answers(this: Run, made: Made, mode: str, split: str, rows: Sequence[Row]) -> evaluate.Answers:
+    """Let a model folder, as written and loaded again, answer a split; answers whose stamp matches stand."""
+    name = f"{made.folder.name}-{mode}-{split}"
+    path = this.folder / "predictions" / f"{name}.parquet"
+    stamp = store.fingerprint("predictions", {"mode": mode}, {"model": made.stamp, "rows": fingerprint(rows)})
+    if store.table_stamp(path) != stamp:
+        model = load(made.folder)
+        budget = this.config.evaluate.batch_tokens
+        path.parent.mkdir(exist_ok=True)
+        evaluate.answer(lambda some: answer(model, some, mode, budget, name), rows, path, this.data.task, stamp)
+        store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "done"})
+    return evaluate.load_answers(path, this.data.task)
