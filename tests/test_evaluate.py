@@ -575,8 +575,9 @@ def test_the_recommendation_does_not_see_test() -> None:
 def test_metrics_json_has_the_shape_of_the_contract(tmp_path: Path) -> None:
     modes = ("label_only/label", "label_then_reason/label", "label_then_reason/explain")
     dev = {name: random_answers(60, 0.7, i) for i, name in enumerate(modes)}
-    # `explain` is asked about fewer rows, and must not be in anyone's way.
+    # `explain` is asked about fewer rows and none of dev, and must not be in anyone's way.
     test = {**dev, modes[2]: random_answers(30, 0.9, 5)}
+    del dev[modes[2]]
     floor = {name: {"dev": dev[modes[0]], "test": dev[modes[1]]} for name in ("majority", "linear")}
     found = document(
         dev, test, floor=floor, reasonings={"kept": np.int64(3)}, notes=["One."], kinds={"label_only": "label_only"}
@@ -589,7 +590,9 @@ def test_metrics_json_has_the_shape_of_the_contract(tmp_path: Path) -> None:
     assert list(found["arms"]) == ["label_only", "label_then_reason"]
     assert found["arms"]["label_only"]["train"]["curve"] == [[1, 0.5], [2, None]]
     assert found["arms"]["label_only"]["arm"] == "label_only"
-    assert found["arms"]["label_then_reason"]["modes"]["explain"]["test"]["n"] == 30
+    both = found["arms"]["label_then_reason"]["modes"]
+    assert (both["explain"]["dev"], both["explain"]["test"]["n"]) == (None, 30)
+    assert both["explain"]["temperature"] == both["label"]["temperature"] != 1.0
     assert list(found["floors"]) == ["majority", "linear"]
     assert {(row["a"], row["b"]) for row in found["comparisons"]} == {
         (modes[0], "floors/linear"),

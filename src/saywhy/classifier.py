@@ -57,7 +57,7 @@ def _class_weights(rows: Sequence[Row]) -> tuple[tuple[str, float], ...]:
 def train(
     folder: Path, task: Task, arm: Arm, plan: Course, taught: Sequence[Lesson], dev: Sequence[Row], metric: str
 ) -> None:
-    """Train one arm into `folder`; the dev rows choose the checkpoint by `metric`, answered as the arm is meant to be."""
+    """Train one arm into `folder`; the dev rows choose the checkpoint by `metric`, in the mode of the arm."""
 
     def dev_score(lm: LM) -> float:
         classifier = Classifier(lm, task, arm.arm, {})

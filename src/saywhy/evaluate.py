@@ -556,7 +556,9 @@ def _arms(
     arms: dict[str, Any] = {arm: {"train": facts, "modes": {}} for arm, facts in train.items()}
     for name in {**dev, **test}:
         arm, _, mode = name.rpartition("/")
-        temperature = temperature_of(task, dev[name]) if name in dev else 1.0
+        # What was asked about no dev rows has the temperature of the label that it explains.
+        calibrating = dev.get(name, dev.get(f"{arm}/label"))
+        temperature = 1.0 if calibrating is None else temperature_of(task, calibrating)
         arms.setdefault(arm, {"train": {}, "modes": {}})["modes"][mode] = {
             "dev": score(task, dev[name], temperature) if name in dev else None,
             "test": score(task, test[name], temperature) if name in test else None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from saywhy import checks, classifier, evaluate, reasoner, reasonings, report, store
 from saywhy.config import Arm, Config, FromScratch, dump, needed_base
@@ -16,6 +15,7 @@ from saywhy.progress import say
 from saywhy.prompts import MODES, task_instruction
 from saywhy.records import RequestError, Row
 from saywhy.teachers import Teacher, given
+from saywhy.train.folder import Lesson
 from saywhy.version import versions
 
 STAGES = ("reason", "train", "evaluate", "report")
@@ -84,37 +84,33 @@ def _base(this: Run, stage: str) -> tuple[str, str]:
     if not isinstance(base, FromScratch):
         return base, base_hash(base)
     alike = base == this.config.classifier.base
-    texts, size = _scratch_texts(this), base.scratch
+    texts, size = scratch_texts(this.config, this.data), base.scratch
     made = _stage(
         this,
         "base" if alike else f"base-{stage}",
         "base",
         size.model_dump(),
         {"texts": store.hash_of(texts), "seed": this.config.seed},
-        lambda out: make_scratch(
-            out, texts, size.width, size.layers, size.heads, size.vocabulary, this.config.seed
-        ),
+        lambda out: make_scratch(out, texts, size.width, size.layers, size.heads, size.vocabulary, this.config.seed),
     )
     return str(made.folder), made.stamp
 
 
-def _scratch_texts(this: Run) -> list[str]:
-    """Everything that training will show a model from scratch; nothing of dev or test."""
-    data = this.data
+def scratch_texts(config: Config, data: Data) -> list[str]:
+    """Give everything that training will show a model from scratch; nothing of dev or test."""
     instruction = task_instruction(data.task)
     texts = [f"{instruction}\n\n{row.text}\nLabel: {row.label}" for row in data.train]
     brought = {**data.reasonings, **data.file_reasonings}
     texts += [f"Reasoning: {brought[row.id]}\nLabel: {row.label}" for row in data.train if row.id in brought]
-    for lesson in _cases(this):
+    for lesson in worked_lessons(config, data):
         texts += ["".join(lesson.pieces), *("".join(part.text for part in target) for target in lesson.targets)]
     return texts
 
 
-def _cases(this: Run) -> list[Any]:
-    settings = this.config.reasoner.worked_cases
-    if settings is None:
-        return []
-    return reasoner.lessons(this.data.task, this.data.worked_cases, settings.of_this_task)
+def worked_lessons(config: Config, data: Data) -> list[Lesson]:
+    """Give the worked cases as lessons, none where the config has none."""
+    settings = config.reasoner.worked_cases
+    return [] if settings is None else reasoner.lessons(data.task, data.worked_cases, settings.of_this_task)
 
 
 def _reasoner(this: Run) -> Made | None:
@@ -123,7 +119,7 @@ def _reasoner(this: Run) -> Made | None:
     if "reasoner" not in config.reasonings.teacher:
         return None
     base, identity = _base(this, "reasoner")
-    cases = _cases(this)
+    cases = worked_lessons(config, this.data)
     plan = reasoner.course(base, config.reasoner.train, config.seed, config.trust_remote_code)
     inputs = {"base": identity, "cases": store.hash_of(cases), "seed": config.seed}
     return _stage(
@@ -156,7 +152,7 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
     prompt = explainer.stamp if explainer else "given"
 
     def work(out: Path) -> None:
-        teachers = {name: _teacher(this, name, explainer) for name in settings.teacher}
+        teachers: dict[str, Teacher] = {name: _teacher(this, name, explainer) for name in settings.teacher}
         reasonings.write(out, data.task, data.train, teachers, rules, settings, prompt)
 
     return _stage(this, "reasonings", "reasonings", settings.model_dump(exclude={"api"}), inputs, work)

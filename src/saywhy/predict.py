@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from saywhy import store
+from saywhy.config import DataConfig, TaskConfig
+from saywhy.data import parse_template, read_rows, render
 from saywhy.lm import LM
-from saywhy.lm.encode import branch, decode, part_ids, prompt_ids, segments
+from saywhy.lm.encode import Segment, branch, decode, part_ids, prompt_ids
 from saywhy.lm.folder import load as load_folder
 from saywhy.lm.generate import Asked, Sampling, draws, generate
 from saywhy.lm.score import score
@@ -20,10 +24,17 @@ from saywhy.metrics import apply_temperature
 from saywhy.progress import track
 from saywhy.prompts import MODES, REASONER, Part, row_pieces, target
 from saywhy.records import LABEL_CUE, REASONING_CUE, Prediction, RequestError, Row, Task
+from saywhy.trees import Floats
+
+Text = str | Mapping[str, Any]
 
 # Rows that are held as tokens at one time, however large the file is.
 ROWS_AT_ONCE = 2048
 BUDGET = 16384
+# A pack of labels to be scored is no longer than this: a dense mask costs the square of it.
+PACK_TOKENS = 2048
+# Up to so many rows the answer is there before a bar would be.
+SHOW_PROGRESS_FROM = 200
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,102 @@ def read_task(folder: Path) -> Task:
     """Read task.json."""
     saved = store.read_json(folder / "task.json")
     return Task(**{**saved, "labels": tuple(saved["labels"])})
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """A loaded classifier as a function from texts to predictions.
+
+    One text gives one `Prediction`, a sequence of texts a list. A text is a string, or a mapping of columns where the
+    task's text is a template.
+    """
+
+    classifier: Classifier
+    mode: str
+
+    def __call__(self, texts: Text | Sequence[Text], mode: str | None = None) -> Prediction | list[Prediction]:
+        if isinstance(texts, str | Mapping):
+            return self._ask([texts], mode or self.mode)[0]
+        return self._ask(texts, mode or self.mode)
+
+    @property
+    def classes_(self) -> tuple[str, ...]:
+        """The labels, in the order of the columns of `predict_proba`."""
+        return self.classifier.task.labels
+
+    def predict(self, texts: Sequence[Text]) -> list[str]:
+        """Give a label for each text."""
+        return [prediction.label for prediction in self._ask(texts, self.mode)]
+
+    def predict_proba(self, texts: Sequence[Text]) -> Floats:
+        """Give calibrated probabilities: (texts, labels) float64, in the order of `classes_`."""
+        found = self._ask(texts, self.mode)
+        return np.array([[p.probabilities[label] for label in self.classes_] for p in found]).reshape(len(found), -1)
+
+    def explain(self, texts: Sequence[Text]) -> list[Prediction]:
+        """Give predictions with their reasonings, in the mode of the arm that writes them."""
+        writing = [mode for mode in self.classifier.modes if mode in ("reason", "explain")]
+        if not writing:
+            raise RequestError(f"{self.classifier.arm} was never taught to write reasonings; load another arm's folder")
+        return self._ask(texts, writing[0])
+
+    def rows(self, rows: Sequence[Row], title: str = "") -> list[Prediction]:
+        """Answer rows, such as those of a file, with calibrated probabilities; with a `title` progress is shown."""
+        return list(calibrated(self.classifier, answer(self.classifier, rows, self.mode, title=title), self.mode))
+
+    def _ask(self, texts: Sequence[Text], mode: str) -> list[Prediction]:
+        rows = [text_row(self.classifier.task, text, str(at)) for at, text in enumerate(texts)]
+        return list(calibrated(self.classifier, answer(self.classifier, rows, mode), mode))
+
+
+def text_row(task: Task, text: Text, name: str) -> Row:
+    """Make a row of a text to predict, rendering a mapping of columns as training did."""
+    if isinstance(text, str):
+        return Row(name, text)
+    whole, pieces = render(parse_template(task.text, "task.text"), dict(text), f"text {name}")
+    return Row(name, whole, pieces=pieces)
+
+
+def rows_of(classifier: Classifier, source: str) -> list[Row]:
+    """Read the rows of a file to predict, with the columns that training read."""
+    task = classifier.task
+    asked = TaskConfig(name=task.name, instruction=task.instruction, text=task.text, choices=task.choices)
+    return read_rows(source, asked, DataConfig(train=source), Path(), need_label=False)
+
+
+def save(rows: Sequence[Row], predictions: Sequence[Prediction], path: Path) -> None:
+    """Write answers to a .parquet or .jsonl file, one row a text."""
+    records = [{"id": row.id, "text": row.text, **asdict(p)} for row, p in zip(rows, predictions, strict=True)]
+    if path.suffix == ".jsonl":
+        store.write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        return
+    for record in records:
+        record["labels"] = list(record["probabilities"])
+        record["probabilities"] = list(record["probabilities"].values())
+    store.write_table(path, pa.Table.from_pylist(records))
+
+
+def open_classifier(folder: str | Path, mode: str | None = None) -> TextClassifier:
+    """Load a model folder, or a run's recommended arm and mode, as a function from texts to predictions."""
+    where, recommended = recommended_in(Path(folder))
+    classifier = load(where)
+    asked = mode or recommended or classifier.mode
+    check_mode(classifier, asked)
+    return TextClassifier(classifier, asked)
+
+
+def recommended_in(folder: Path) -> tuple[Path, str | None]:
+    """Give the model folder to load and, for a run, the mode it recommends. Raises RequestError where there is none."""
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: there is no such folder; name a run or one of its arms")
+    if (folder / "prompt.json").exists():
+        return folder, None
+    if not (folder / "metrics.json").exists():
+        raise RequestError(f"{folder} is neither a model folder (prompt.json) nor a finished run (metrics.json)")
+    recommended = store.read_json(folder / "metrics.json")["recommended"]
+    if recommended is None:
+        raise RequestError(f"{folder} recommends no arm; name the folder of one")
+    return folder / recommended["arm"], recommended["mode"]
 
 
 def check_mode(classifier: Classifier, mode: str) -> None:
@@ -182,18 +289,20 @@ def _write(
     return generate(lm.model, asked, ends, lm.encoder.controls, Sampling(), budget, stop, lm.reads_trees)
 
 
-def _scored(classifier: Classifier, rows: Sequence[Row], heads: Sequence[Sequence[int]], budget: int) -> list[Prediction]:
+def _scored(
+    classifier: Classifier, rows: Sequence[Row], heads: Sequence[Sequence[int]], budget: int
+) -> list[Prediction]:
     """Score every label of every row: the probability of its whole token sequence and of what follows it."""
     encoder = classifier.lm.encoder
-    follows = _follows(classifier)
+    labels = {label for row in rows for label in row.choices or classifier.task.labels}
+    answers = {label: tuple(part_ids(encoder, Part("label", f" {label}", ""))) for label in labels}
     branches, owner = [], []
     for at, (row, head) in enumerate(zip(rows, heads, strict=True)):
         for place, label in enumerate(row.choices or classifier.task.labels):
-            for follow in follows:
-                parts = segments(encoder, [Part("label", f" {label}", "label"), Part("end", "", "label")], "tokens")
-                branches.append(branch(head, [parts[0], replace(parts[1], ids=(follow,))]))
+            for follow in _follows(classifier):
+                branches.append(branch(head, [Segment("label", (*answers[label], follow), 1.0)]))
                 owner.append((at, place))
-    scores = score(classifier.lm.model, branches, budget, classifier.lm.lay)
+    scores = score(classifier.lm.model, branches, min(budget, PACK_TOKENS), classifier.lm.lay)
     totals: list[dict[int, float]] = [{} for _ in rows]
     for (at, place), found in zip(owner, scores.log_probs.tolist(), strict=True):
         totals[at][place] = float(np.logaddexp(totals[at].get(place, -math.inf), found))

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from saywhy.config import Sampling, Train
 from saywhy.lm import bind
 from saywhy.lm.encode import make_encoder, render
 from saywhy.lm.folder import load
 from saywhy.lm.load import context_of, model_of, tokenizer_of
 from saywhy.prompts import REASONER, REASONER_INSTRUCTION, described, reasoner_pieces, reasoner_question, target
 from saywhy.records import RequestError, Task, WorkedCase
-from saywhy.config import Sampling, Train
 from saywhy.teachers import Teacher, local
 from saywhy.train.folder import Course, Lesson
 from saywhy.train.folder import train as train_folder
-
-# Of the worked cases this share is held back: their loss chooses the checkpoint.
-DEV_SHARE = 0.05
 
 
 def lessons(task: Task, cases: Sequence[WorkedCase], of_this_task: bool) -> list[Lesson]:

@@ -24,7 +24,8 @@ class Task:
 
     `labels` is the order of every table and every probability vector. It is empty where each row brings its own
     `choices`. `ordinal` says that `labels` is a rating scale, lowest first. `text` is the column, or the template over
-    columns, that a row's text is made from; prediction needs it to render dictionaries as training did.
+    columns, that a row's text is made from, and `choices` the column of a row's own answers; prediction needs them to
+    read rows as training did.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Task:
     descriptions: Mapping[str, str] = field(default_factory=dict)
     ordinal: bool = False
     text: str = "text"
+    choices: str | None = None
 
 
 @dataclass(frozen=True)

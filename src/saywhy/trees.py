@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,9 @@ class Pack:
     The loss has arrays of its own, all (m,): `source` is the flat position whose output is read, `target` the id to
     predict there, `weight` its loss weight, `branch` the branch it belongs to, as given to the packer. They are sorted
     by `source`. `tokens` counts real tokens, padding left out.
+
+    A tree also has `paths` (r, l) int64, the positions of each root-to-leaf path padded with 0, and `home` (n,) int64,
+    the flat place in `paths` where each token stands first: with them attention can be computed path by path.
     """
 
     ids: Ints
@@ -50,6 +53,8 @@ class Pack:
     weight: Floats
     branch: Ints
     tokens: int
+    paths: Ints | None = None
+    home: Ints | None = None
 
 
 def allowed(subtree_end: Any, index: Any) -> Any:
@@ -90,23 +95,42 @@ def tree(branches: Sequence[Branch], members: Sequence[int]) -> Pack:
     size = 0
     ends = np.zeros(sum(len(branches[m].ids) for m in members), dtype=np.int64)
     losses: list[tuple[Ints, Ints, Floats, Ints]] = []
+    paths: list[Ints] = []
     before = np.zeros(0, dtype=np.int64)
     path = np.zeros(0, dtype=np.int64)
     for member in members:
         branch = branches[member]
         now = laid(branch)
         shared = common(before, now)
+        if shared == len(before) and paths:
+            # The path before ends inside this one, or is the same: it needs no place of its own.
+            paths.pop()
         ends[path[shared:]] = size
         fresh = np.arange(size, size + len(now) - shared)
         ids.append(now[shared:])
         depth.append(np.arange(shared, len(now)))
         path = np.concatenate([path[:shared], fresh])
+        paths.append(path)
         before = now
         size += len(fresh)
         at = np.flatnonzero(branch.weights)
         losses.append((path[at - 1], branch.ids[at], branch.weights[at], np.full(len(at), member)))
     ends[path] = size
-    return _pack(np.concatenate(ids)[None], np.concatenate(depth)[None], ends[:size], losses, size)
+    pack = _pack(np.concatenate(ids)[None], np.concatenate(depth)[None], ends[:size], losses, size)
+    table, home = _by_path(paths, size)
+    return replace(pack, paths=table, home=home)
+
+
+def _by_path(paths: Sequence[Ints], size: int) -> tuple[Ints, Ints]:
+    """Lay the positions of every path side by side, and find where each token stands first."""
+    width = max(map(len, paths))
+    table = np.zeros((len(paths), width), dtype=np.int64)
+    home = np.zeros(size, dtype=np.int64)
+    for row in reversed(range(len(paths))):
+        path = paths[row]
+        table[row, : len(path)] = path
+        home[path] = row * width + np.arange(len(path))
+    return table, home
 
 
 def side_by_side(branches: Sequence[Branch], members: Sequence[int]) -> Pack:

@@ -11,7 +11,8 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "datas
 
 def versions() -> dict[str, str]:
     """Give the versions that a result depends on, libraries that are not installed left out."""
-    found = {"saywhy": VERSION, "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    machine = f"{platform.system()} {platform.machine()}"
+    found = {"saywhy": VERSION, "python": platform.python_version(), "platform": machine}
     for library in LIBRARIES:
         try:
             found[library] = metadata.version(library)

@@ -55,6 +55,7 @@ def read(config: Config) -> Data:
         {label: text for label, text in (config.task.labels or {}).items() if text},
         config.task.ordinal,
         config.task.text,
+        config.task.choices,
     )
     worked_cases = _worked_cases(config, notes)
     from_file = _file_reasonings(config, train, notes)

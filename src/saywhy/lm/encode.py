@@ -81,7 +81,8 @@ def render(tokenizer: Any, instruction: str) -> Prompt:
     before, _, after = text.partition(MARKER)
     # The marker is followed by one space: a template that trims its content loses it.
     strip = not after.startswith(" ")
-    return Prompt(before, after if strip else after[1:], _end_of_answer(tokenizer, messages), strip, template_hash(tokenizer))
+    end = _end_of_answer(tokenizer, messages)
+    return Prompt(before, after if strip else after[1:], end, strip, template_hash(tokenizer))
 
 
 def _fill(tokenizer: Any, instruction: str) -> tuple[list[dict[str, str]], str]:

@@ -9,12 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saywhy.trees import Pack, allowed, within_window
 
 # Logits of one slice hold this many numbers, whatever the vocabulary: 64 MiB in float32.
 SLICE_NUMBERS = 16 * 1024 * 1024
+# The name under which transformers knows `attend_by_path`.
+PATHS = "saywhy_paths"
+# Path by path, no token is read more than this many times on average.
+MOST_REPEATED = 8
 
 
 def log_probs(model: Any, pack: Pack) -> Tensor:
@@ -50,9 +57,74 @@ def decode(model: Any, pack: Pack) -> Tensor:
     if pack.subtree_end is None:
         return model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     depth = torch.from_numpy(pack.depth).to(model.device)
+    if by_path(model, pack):
+        return _decode_by_path(model, pack, ids, depth)
     mask = tree_mask(model, torch.from_numpy(pack.subtree_end).to(model.device), depth[0])
     output = model.get_decoder()(input_ids=ids, position_ids=depth, attention_mask=mask, use_cache=False)
     return output.last_hidden_state
+
+
+def by_path(model: Any, pack: Pack) -> bool:
+    """Tell whether attention is cheaper path by path than over the dense mask of the whole tree.
+
+    Path by path a shared token is read once for each path, but no path pays for another: short branches gain, a label
+    trie or a long trunk does not.
+    """
+    if pack.paths is None or model.config.get_text_config()._attn_implementation != PATHS:
+        return False
+    rows, width = pack.paths.shape
+    return rows * width * width < pack.ids.size**2 / 2 and rows * width < MOST_REPEATED * pack.ids.size
+
+
+def _decode_by_path(model: Any, pack: Pack, ids: Tensor, depth: Tensor) -> Tensor:
+    paths, home = (torch.from_numpy(part).to(model.device) for part in (pack.paths, pack.home))
+    place = torch.arange(paths.shape[1], device=paths.device)
+
+    def band(window: int | None) -> Tensor:
+        # Any mask of four dimensions is handed on as it is; one number says that plain causal attention holds.
+        if window is None or window >= len(place):
+            return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=paths.device)
+        return (allowed(torch.full_like(place, len(place)), place) & within_window(place, window))[None, None]
+
+    mask = by_layer(model, band)
+    output = model.get_decoder()(
+        input_ids=ids, position_ids=depth, attention_mask=mask, use_cache=False, paths=paths, home=home
+    )
+    return output.last_hidden_state
+
+
+def attend_by_path(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    paths: Tensor | None = None,
+    home: Tensor | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """Attention in the form that transformers calls: sdpa, but path by path where a token tree brings its paths.
+
+    `query` (1, h, n, d), `key`, `value` (1, h_kv, n, d), `paths` (r, l), `home` (n,). Every path is a row of plain
+    causal attention; a token that several paths share is taken from the first. Gives (1, n, h, d).
+    """
+    if paths is None or home is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
+    rows = [_along(part, paths) for part in (query, key, value)]
+    band = None if attention_mask is None or attention_mask.numel() == 1 else attention_mask
+    kind = query.dtype
+    if query.device.type == "cpu":
+        # On a CPU the backward of bf16 attention takes 2.7 times as long as that of float32 (LOG.md, 2026-11-20).
+        rows = [part.float() for part in rows]
+    with torch.autocast(query.device.type, enabled=False):
+        found, _ = sdpa_attention_forward(module, *rows, band, **{**rest, "is_causal": band is None})
+    return found.flatten(0, 1).index_select(0, home)[None].to(kind), None
+
+
+def _along(part: Tensor, paths: Tensor) -> Tensor:
+    """Gather (1, h, n, d) along paths (r, l): (r, h, l, d)."""
+    flat = part[0].transpose(0, 1)
+    return flat.index_select(0, paths.flatten()).unflatten(0, paths.shape).transpose(1, 2)
 
 
 def head(model: Any, hidden: Tensor) -> Tensor:
@@ -105,7 +177,7 @@ def by_layer(model: Any, make: Any) -> Any:
 
 def as_attention(model: Any, mask: Tensor) -> Tensor:
     """Turn a boolean mask into what the model's attention adds up: boolean for sdpa, additive for eager."""
-    if model.config.get_text_config()._attn_implementation == "sdpa":
+    if model.config.get_text_config()._attn_implementation in ("sdpa", PATHS):
         return mask
     # A boolean mask would be added as 0 and 1 here, which is silently wrong.
     return torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
@@ -122,3 +194,11 @@ def _block_mask(subtree_end: Tensor, depth: Tensor, window: int | None) -> Any:
 
     n = len(depth)
     return create_block_mask(rule, None, None, n, n, device=str(depth.device))
+
+
+def read_paths(model: Any) -> None:
+    """Let a model with sdpa attention read token trees path by path; every other attention stays as it is."""
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        AttentionInterface.register(PATHS, attend_by_path)
+        AttentionMaskInterface.register(PATHS, sdpa_mask)
+        model.set_attn_implementation(PATHS)

@@ -41,7 +41,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt to be continued: its ids and, for each token it may write, one number in [0, 1) that decides the draw."""
+    """A prompt to be continued: its ids and, for each token it may write, a number in [0, 1) that decides the draw."""
 
     ids: Ints
     draws: Floats

@@ -10,10 +10,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
+from saywhy.lm.forward import PATHS, read_paths
 from saywhy.records import RequestError
 from saywhy.store import sha256_folder
 
-ATTENTION = ("sdpa", "eager", "flex_attention")
+ATTENTION = ("sdpa", PATHS, "eager", "flex_attention")
 TREE_LAYERS = {"full_attention", "sliding_attention"}
 ALIBI_MODELS = {"bloom", "mpt"}
 SCRATCH_CONTEXT = 1024
@@ -33,6 +34,7 @@ def model_of(base: str | Path, trust_remote_code: bool = False) -> Any:
     """Load a base's weights as float32 master weights, in evaluation mode."""
     model = _from(AutoModelForCausalLM, base, trust_remote_code, dtype=torch.float32)
     model.config.use_cache = False
+    read_paths(model)
     return model.eval()
 
 

@@ -129,7 +129,7 @@ def train(
     title: str,
     dev_score: Callable[[LM], float] | None = None,
 ) -> None:
-    """Train a base on lessons and leave a Hugging Face model folder with prompt.json, trained_on.parquet and train.json.
+    """Train a base on lessons and leave a model folder with prompt.json, trained_on.parquet and train.json.
 
     `folder` is unfinished until this returns; called again after a kill it goes on where it was.
     """

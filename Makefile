@@ -1,0 +1,53 @@
+# Everything on a machine with Python 3.11 and nothing else: each target makes .venv and installs what it needs first.
+#
+#   make demo      the whole method on the bundled task, offline once installed
+#   make test      the test suite
+#   make check     ruff and mypy
+#   make test-all  also the tests that need a browser, a cluster, a GPU or minutes; they skip where that is absent
+#   make clean     remove what the targets made, .venv included; runs/ stays
+#
+# Another Python: make PYTHON=python3.12 demo. Another folder for a run: make DEMO_ARGS="-o runs/mine" demo.
+
+PYTHON = python3
+VENV = .venv
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
+DEMO_ARGS =
+TEST_ARGS =
+
+all: test
+
+demo: $(VENV)/installed
+	$(VENV)/bin/saywhy demo $(DEMO_ARGS)
+
+test: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest -m "not soak" $(TEST_ARGS)
+
+test-all: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest -rs $(TEST_ARGS)
+
+check: $(VENV)/installed-dev
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy -p saywhy
+
+install: $(VENV)/installed-dev
+
+clean:
+	rm -rf $(VENV) build dist src/saywhy.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are younger than what they depend on until that changes, so that nothing is installed twice.
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing saywhy into $(VENV); the first time takes some minutes"
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing saywhy and its tools into $(VENV); the first time takes some minutes"
+	$(PIP) -e ".[dev]"
+	touch $(VENV)/installed $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "saywhy needs Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+.PHONY: all demo test test-all check install clean

@@ -1,0 +1,262 @@
+"""The command line: one verb a stage, one clear message for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from saywhy.config import commented_example, load
+from saywhy.records import Prediction, RequestError, WorkError
+from saywhy.version import VERSION
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train small text classifiers that say why, and measure whether saying why helped.",
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="the config; `saywhy init` writes one", show_default=False)]
+Folder = Annotated[Path | None, typer.Option("--output", "-o", help="the run's folder; default runs/<task.name>")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="replace a value of the config: data.rows=64")]
+
+
+@app.callback(invoke_without_command=True)
+def about(
+    version: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False,
+) -> None:
+    """Answer --version."""
+    if version:
+        print(f"saywhy {VERSION}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="the run's folder")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="of the tickets, the models and every draw")] = 0,
+    write_data: Annotated[
+        Path | None, typer.Option(help="only write the tickets into this folder, for examples/tickets.yaml")
+    ] = None,
+) -> None:
+    """Do the whole method on the bundled task, offline, on a CPU."""
+    from saywhy import demo as bundled
+
+    if write_data is not None:
+        bundled.write_data(write_data, seed)
+        print(f"tickets are in {write_data}")
+        return
+    _finish(bundled.run(output, seed))
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="where to write it")] = Path("config.yaml"),
+) -> None:
+    """Write a commented config.yaml."""
+    if path.exists():
+        raise RequestError(f"{path}: there is a file already and it is left as it is; name another one")
+    path.write_text(commented_example(), encoding="utf-8")
+    print(f"{path} is written; fill in task and data, then run: saywhy check {path}")
+
+
+@app.command()
+def check(config: ConfigFile, sets: Sets = None) -> None:
+    """Dry run: what the model will see, lengths and cuts, the data's audit, steps, memory and time of each arm."""
+    from saywhy import dryrun
+
+    _quiet()
+    dryrun.show(load(config, sets or ()))
+
+
+@app.command()
+def run(config: ConfigFile, output: Folder = None, sets: Sets = None) -> None:
+    """Do the whole method, from labelled rows to a report."""
+    _finish(_until("report", config, output, sets))
+
+
+@app.command()
+def reason(config: ConfigFile, output: Folder = None, sets: Sets = None) -> None:
+    """Train the reasoner and write the reasonings."""
+    print(f"reasonings are in {_until('reason', config, output, sets)}")
+
+
+@app.command()
+def train(config: ConfigFile, output: Folder = None, sets: Sets = None) -> None:
+    """Train the arms, after what they need."""
+    print(f"the arms are in {_until('train', config, output, sets)}")
+
+
+@app.command()
+def evaluate(config: ConfigFile, output: Folder = None, sets: Sets = None) -> None:
+    """Let every arm answer dev and test and write metrics.json, after what that needs."""
+    print(f"the figures are in {_until('evaluate', config, output, sets)}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="a finished run", show_default=False)]) -> None:
+    """Draw the report of a run again."""
+    from saywhy import report as drawn
+
+    _finish(drawn.write(folder))
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="a run or the folder of an arm", show_default=False)],
+    texts: Annotated[list[str] | None, typer.Argument(help="texts to classify", show_default=False)] = None,
+    source: Annotated[str | None, typer.Option("--input", help="a file with the columns that training read")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="a .parquet or .jsonl file")] = None,
+    mode: Annotated[str | None, typer.Option(help="label, reason or explain; default: the recommended one")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+) -> None:
+    """Classify texts, or the rows of a file."""
+    from saywhy import predict as room
+
+    if (source is None) == (not texts):
+        raise RequestError("predict takes either texts or --input FILE; give one of them")
+    if output is not None and output.suffix not in (".parquet", ".jsonl"):
+        raise RequestError(f"--output {output}: the name should end in .parquet or .jsonl")
+    _quiet()
+    classifier = room.open_classifier(folder, mode)
+    if source is not None:
+        rows = room.rows_of(classifier.classifier, source)
+    else:
+        rows = [room.text_row(classifier.classifier.task, text, str(at)) for at, text in enumerate(texts or ())]
+    found = classifier.rows(rows, "predict" if len(rows) > room.SHOW_PROGRESS_FROM else "")
+    if output is not None:
+        room.save(rows, found, output)
+        print(f"{len(found)} answers are in {output}")
+    elif as_json:
+        for row, prediction in zip(rows, found, strict=True):
+            print(json.dumps({"id": row.id, **asdict(prediction)}, ensure_ascii=False))
+    else:
+        _show(zip([row.text for row in rows], found, strict=True))
+
+
+@app.command()
+def doctor() -> None:
+    """Say which versions, devices and precisions are here."""
+    from saywhy import doctor as room
+
+    table = Table(show_header=False, box=None)
+    for name, value in room.findings():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _until(stage: str, config: Path, output: Path | None, sets: list[str] | None) -> Path:
+    settings = load(config, sets or ())
+    _quiet()
+    from saywhy import pipeline
+
+    return pipeline.run(settings, output or Path("runs") / settings.task.name, until=stage)
+
+
+def _quiet() -> None:
+    """Keep the libraries' own bars off the screen: there is one of ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _finish(report_file: Path) -> None:
+    """Print the result table and where the report is."""
+    from saywhy.store import read_json
+
+    metrics = read_json(report_file.parent / "metrics.json")
+    Console().print(_results(metrics))
+    if metrics["recommended"]:
+        print(metrics["recommended"]["why"])
+    print(f"report: {report_file}")
+
+
+def _results(metrics: dict[str, Any]) -> Table:
+    n = next((s["n"] for s in metrics["floors"].values() if s), 0)
+    table = Table(title=f"{metrics['task']['name']}: {n} test rows")
+    for name in ("arm / mode", "accuracy", "95% interval", "macro F1", "mean recall", "tokens a row", "rows/s"):
+        table.add_column(name, justify="left" if name == "arm / mode" else "right")
+    floors = [(f"{name} (floor)", scores) for name, scores in metrics["floors"].items() if scores]
+    arms = [
+        (f"{name} / {mode}", scores["test"])
+        for name, arm in metrics["arms"].items()
+        for mode, scores in arm["modes"].items()
+        if mode != "explain"
+    ]
+    for name, scores in floors + arms:
+        low, high = scores["accuracy_ci95"] or (None, None)
+        table.add_row(
+            name,
+            _percent(scores["accuracy"]),
+            f"{_percent(low)}–{_percent(high)}",
+            _percent(scores["macro_f1"]),
+            _percent(scores["mean_recall"]),
+            "–" if not scores["tokens_per_row"] else f"{scores['tokens_per_row']:.0f}",
+            "–" if not scores["rows_per_second"] else f"{scores['rows_per_second']:.0f}",
+        )
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}%"
+
+
+def _show(answers: Any) -> None:
+    console = Console()
+    for text, prediction in answers:
+        console.print(f"[bold]{_escaped(prediction.label)}[/bold]  {_bars(prediction)}")
+        if prediction.reasoning:
+            console.print(f"  {_escaped(prediction.reasoning)}")
+        console.print(f"  [dim]{_escaped(text if len(text) < 200 else text[:199] + '…')}[/dim]")
+
+
+def _bars(prediction: Prediction) -> str:
+    likely = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:5]
+    return "  ".join(f"{_escaped(label)} {_percent(share)}" for label, share in likely)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 stopped."""
+    try:
+        result = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as problem:
+        problem.show()
+        return problem.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except RequestError as problem:
+        print(f"saywhy: {problem}", file=sys.stderr)
+        return 2
+    except WorkError as problem:
+        print(f"saywhy: {problem}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output left, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def entry() -> None:
+    """What the installed command calls."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,231 @@
+"""What a run would do, before it does it: what the model sees, what does not fit, and what it costs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoModelForCausalLM
+
+from saywhy import classifier, reasoner
+from saywhy.config import Arm, Config, FromScratch, needed_base
+from saywhy.data import Data, read
+from saywhy.lm.encode import segments, text_ids
+from saywhy.lm.load import config_of, make_scratch
+from saywhy.pipeline import NEEDS_REASONINGS, scratch_texts, worked_lessons
+from saywhy.train.folder import Course, Encoded, Lesson, encode
+from saywhy.train.loop import packs_tokens, plan_steps
+from saywhy.trees import pack_trees
+
+# Of the best rate of matrix products, training reaches about this share (benchmarks are to come; this is a guess).
+EFFICIENCY = 0.4
+# float32 weights, gradients and two moments.
+BYTES_PER_PARAMETER = 16
+SAMPLED_STEPS = 8
+SHOWN_TOKENS = 400
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What training one model would take. `reasonings` says whose lengths stand in for those not yet written."""
+
+    name: str
+    encoded: Encoded
+    course: Course
+    steps: int
+    tokens: int
+    reasonings: str
+
+
+def show(config: Config) -> None:
+    """Print the dry run. Reads tokenizer, config and data, never weights, and keeps nothing."""
+    console = Console()
+    data = read(config)
+    _show_data(console, data)
+    with tempfile.TemporaryDirectory() as folder:
+        estimates = _estimates(config, data, Path(folder))
+        for estimate in estimates:
+            _show_example(console, estimate)
+        _show_lengths(console, estimates)
+        _show_costs(console, estimates)
+
+
+def _estimates(config: Config, data: Data, folder: Path) -> list[Estimate]:
+    found = []
+    if "reasoner" in config.reasonings.teacher:
+        base = _base(config, data, folder, "reasoner")
+        plan = reasoner.course(base, config.reasoner.train, config.seed, config.trust_remote_code)
+        found.append(_estimate("reasoner", plan, worked_lessons(config, data), ""))
+    kept, source = _expected(config, data)
+    for arm in config.classifier.arms:
+        if arm.arm in NEEDS_REASONINGS and not kept:
+            continue
+        found.append(_arm(config, data, arm, kept, source, _base(config, data, folder, "classifier")))
+    return found
+
+
+def _expected(config: Config, data: Data) -> tuple[Mapping[str, tuple[str, ...]], str]:
+    """Give reasonings to reckon with: those that rows bring, else worked cases' in turn."""
+    brought = {**data.file_reasonings, **data.reasonings}
+    if brought:
+        return {name: (text,) for name, text in brought.items()}, "as given"
+    if not config.reasonings.teacher or not data.worked_cases:
+        return {}, ""
+    cases = data.worked_cases
+    return {row.id: (cases[i % len(cases)].reasoning,) for i, row in enumerate(data.train)}, "lengths of worked cases"
+
+
+def _arm(
+    config: Config, data: Data, arm: Arm, kept: Mapping[str, tuple[str, ...]], source: str, base: str
+) -> Estimate:
+    given = {} if arm.arm == "label_only" else kept
+    plan = classifier.course(
+        data.task, arm.arm, base, arm.train, data.train, config.seed, config.data.on_overflow, config.trust_remote_code
+    )
+    return _estimate(arm.name, plan, classifier.lessons(arm.arm, data.train, given), "" if not given else source)
+
+
+def _base(config: Config, data: Data, folder: Path, stage: str) -> str:
+    base = needed_base(config, stage)
+    if not isinstance(base, FromScratch):
+        return base
+    path = folder / stage
+    if not path.exists():
+        size = base.scratch
+        texts = scratch_texts(config, data)
+        make_scratch(path, texts, size.width, size.layers, size.heads, size.vocabulary, config.seed)
+    return str(path)
+
+
+def _estimate(name: str, plan: Course, lessons: Sequence[Lesson], source: str) -> Estimate:
+    encoded = encode(plan, lessons)
+    steps = plan_steps(encoded.examples, plan.settings, plan.seed)
+    laid = [[b for row in step for b in encoded.examples[row].branches] for step in steps[:SAMPLED_STEPS]]
+    each = np.mean([packs_tokens(pack_trees(branches, plan.settings.pack_tokens)) for branches in laid])
+    return Estimate(name, encoded, plan, len(steps), round(float(each) * len(steps)), source)
+
+
+def _show_data(console: Console, data: Data) -> None:
+    audit: Mapping[str, Any] = data.audit
+    table = Table(title="data")
+    for column in ("split", "rows", "duplicates", "conflicting", "empty", "words (median, most)", "classes"):
+        table.add_column(column)
+    for name, split in audit["splits"].items():
+        classes = ", ".join(f"{label} {count}" for label, count in list((split["classes"] or {}).items())[:8])
+        words = f"{split['words']['median']}, {split['words']['max']}"
+        table.add_row(
+            name, str(split["rows"]), str(split["duplicates"]), str(split["conflicting"]), str(split["empty"]), words, classes
+        )
+    console.print(table)
+    for name, count in audit["overlap"].items():
+        if count:
+            console.print(f"{name.replace('_', ' ')}: {count}")
+    for note in audit["notes"]:
+        console.print(note)
+
+
+def _show_example(console: Console, estimate: Estimate) -> None:
+    """Print the first row as the model sees it: trained tokens marked, their weights behind."""
+    encoder, lesson = estimate.encoded.encoder, estimate.encoded.lessons[0]
+    console.rule(f"{estimate.name}: the first row as the model sees it")
+    text = Text(encoder.prompt.before, style="dim")
+    text.append(_shortened("".join(lesson.pieces)))
+    text.append(encoder.prompt.after, style="dim")
+    console.print(text)
+    for target in lesson.targets:
+        line = Text()
+        weighted = segments(encoder, target, estimate.course.settings.label_weight)
+        for part, segment in zip(target, weighted, strict=True):
+            shown = encoder.prompt.end if part.name == "end" else part.text
+            line.append(shown, style="dim" if segment.weight == 0 else "bold green" if part.loss == "label" else "cyan")
+            line.append(f"[{len(segment.ids)} × {segment.weight:.3g}]", style="dim italic")
+        console.print(line)
+    if estimate.reasonings:
+        console.print(Text(f"reasonings here: {estimate.reasonings}", style="dim"))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 4 * SHOWN_TOKENS else f"{text[: 2 * SHOWN_TOKENS]} … {text[-2 * SHOWN_TOKENS :]}"
+
+
+def _show_lengths(console: Console, estimates: Sequence[Estimate]) -> None:
+    """Print how long texts are in tokens and how many do not fit, by class."""
+    for estimate in estimates:
+        encoder, cut = estimate.encoded.encoder, estimate.encoded.cut
+        lengths: dict[str, list[int]] = defaultdict(list)
+        for lesson in estimate.encoded.lessons:
+            lengths[lesson.group].append(len(text_ids(encoder, "".join(lesson.pieces))))
+        table = Table(title=f"{estimate.name}: tokens of a text (room for {encoder.prompt.room})")
+        for column in ("class", "rows", "median", "95%", "most", "cut"):
+            table.add_column(column)
+        for label, sizes in list(lengths.items())[:20]:
+            middle, high = np.percentile(sizes, [50, 95])
+            row = (str(len(sizes)), f"{middle:.0f}", f"{high:.0f}", str(max(sizes)), str(cut.get(label, 0)))
+            table.add_row(label or "(all)", *row)
+        console.print(table)
+
+
+def _show_costs(console: Console, estimates: Sequence[Estimate]) -> None:
+    table = Table(title="cost of each training (memory and time are rough)")
+    for column in ("model", "rows", "steps", "tokens computed", "tokens trained on", "memory", "time"):
+        table.add_column(column)
+    rate = _matrix_rate()
+    for estimate in estimates:
+        parameters = _parameters(estimate.course.base)
+        rows = len(estimate.encoded.examples)
+        trained = sum(example.target_tokens for example in estimate.encoded.examples) * _passes(estimate)
+        seconds = 6 * parameters * estimate.tokens / (rate * EFFICIENCY)
+        memory = BYTES_PER_PARAMETER * parameters / 2**30
+        table.add_row(
+            estimate.name,
+            f"{rows:,}",
+            f"{estimate.steps:,}",
+            f"{estimate.tokens:,}",
+            f"{trained:,.0f}",
+            f"{max(memory, 0.1):.1f} GiB and activations",
+            _duration(seconds),
+        )
+    console.print(table)
+    steps = {estimate.steps for estimate in estimates if estimate.name != "reasoner"}
+    if len(steps) > 1:
+        console.print("The arms differ in steps: a difference between them may be one of training length.")
+
+
+def _passes(estimate: Estimate) -> float:
+    rows_per_step = estimate.course.settings.rows_per_step or 1
+    return estimate.steps * rows_per_step / len(estimate.encoded.examples)
+
+
+def _parameters(base: str) -> int:
+    """Count a base's parameters from its config, on no device at all."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(base))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _matrix_rate() -> float:
+    """Measure matrix products where training would run: floating-point operations a second."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(512, 512, device=device)
+    float((a @ a).sum())
+    began, count = time.monotonic(), 0
+    while time.monotonic() - began < 0.2:
+        float((a @ a).sum())
+        count += 1
+    return 2 * 512**3 * count / (time.monotonic() - began)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
