@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +14,13 @@ import click
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from saywhy.config import commented_example, load
 from saywhy.records import Prediction, RequestError, WorkError
 from saywhy.version import VERSION
+
+STOPPED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,7 +69,10 @@ def init(
     """Write a commented config.yaml."""
     if path.exists():
         raise RequestError(f"{path}: there is a file already and it is left as it is; name another one")
-    path.write_text(commented_example(), encoding="utf-8")
+    try:
+        path.write_text(commented_example(), encoding="utf-8")
+    except OSError as problem:
+        raise RequestError(f"{path}: cannot be written ({problem.strerror}); name another folder") from problem
     print(f"{path} is written; fill in task and data, then run: saywhy check {path}")
 
 
@@ -176,7 +182,7 @@ def _finish(report_file: Path) -> None:
     from saywhy.store import read_json
 
     metrics = read_json(report_file.parent / "metrics.json")
-    Console().print(_results(metrics))
+    Console(markup=False, emoji=False, highlight=False).print(_results(metrics))
     if metrics["recommended"]:
         print(metrics["recommended"]["why"])
     print(f"report: {report_file}")
@@ -212,35 +218,31 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}%"
 
 
-def _show(answers: Any) -> None:
-    console = Console()
+def _show(answers: Iterable[tuple[str, Prediction]]) -> None:
+    console = Console(highlight=False)
     for text, prediction in answers:
-        console.print(f"[bold]{_escaped(prediction.label)}[/bold]  {_bars(prediction)}")
+        # As Text, so that no bracket of a label or a text is read as a style.
+        console.print(Text.assemble((prediction.label, "bold"), f"  {_bars(prediction)}"))
         if prediction.reasoning:
-            console.print(f"  {_escaped(prediction.reasoning)}")
-        console.print(f"  [dim]{_escaped(text if len(text) < 200 else text[:199] + '…')}[/dim]")
+            console.print(Text(f"  {prediction.reasoning}"))
+        console.print(Text(f"  {text if len(text) < 200 else text[:199] + '…'}", style="dim"))
 
 
 def _bars(prediction: Prediction) -> str:
     likely = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:5]
-    return "  ".join(f"{_escaped(label)} {_percent(share)}" for label, share in likely)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+    return "  ".join(f"{label} {_percent(share)}" for label, share in likely)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 stopped."""
     try:
         result = app(list(arguments) if arguments is not None else None, standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
     except click.ClickException as problem:
         problem.show()
         return problem.exit_code
     except (click.Abort, KeyboardInterrupt):
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        code = STOPPED
     except RequestError as problem:
         print(f"saywhy: {problem}", file=sys.stderr)
         return 2
@@ -251,6 +253,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output left, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if code == STOPPED:
+        # Typer makes an exit code of Ctrl-C by itself, so both ways lead here.
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    return code
 
 
 def entry() -> None:

@@ -49,7 +49,8 @@ class Estimate:
 
 def show(config: Config) -> None:
     """Print the dry run. Reads tokenizer, config and data, never weights, and keeps nothing."""
-    console = Console()
+    # Labels and notes hold what rows hold: a bracket there is no style.
+    console = Console(markup=False, emoji=False, highlight=False)
     data = read(config)
     _show_data(console, data)
     with tempfile.TemporaryDirectory() as folder:
@@ -85,9 +86,7 @@ def _expected(config: Config, data: Data) -> tuple[Mapping[str, tuple[str, ...]]
     return {row.id: (cases[i % len(cases)].reasoning,) for i, row in enumerate(data.train)}, "lengths of worked cases"
 
 
-def _arm(
-    config: Config, data: Data, arm: Arm, kept: Mapping[str, tuple[str, ...]], source: str, base: str
-) -> Estimate:
+def _arm(config: Config, data: Data, arm: Arm, kept: Mapping[str, tuple[str, ...]], source: str, base: str) -> Estimate:
     given = {} if arm.arm == "label_only" else kept
     plan = classifier.course(
         data.task, arm.arm, base, arm.train, data.train, config.seed, config.data.on_overflow, config.trust_remote_code
@@ -123,9 +122,8 @@ def _show_data(console: Console, data: Data) -> None:
     for name, split in audit["splits"].items():
         classes = ", ".join(f"{label} {count}" for label, count in list((split["classes"] or {}).items())[:8])
         words = f"{split['words']['median']}, {split['words']['max']}"
-        table.add_row(
-            name, str(split["rows"]), str(split["duplicates"]), str(split["conflicting"]), str(split["empty"]), words, classes
-        )
+        counts = [str(split[key]) for key in ("rows", "duplicates", "conflicting", "empty")]
+        table.add_row(name, *counts, words, classes)
     console.print(table)
     for name, count in audit["overlap"].items():
         if count:

@@ -82,9 +82,16 @@ class Answers:
     seconds: float
 
 
-def answer(predict: PredictRows, rows: Sequence[Row], path: Path, task: Task, stamp: str = "") -> None:
-    """Ask a system about every row, with the clock running, and save its answers under this stamp."""
-    save_answers(collect(predict, rows, task), path, stamp)
+def answer(
+    predict: PredictRows,
+    rows: Sequence[Row],
+    path: Path,
+    task: Task,
+    stamp: str = "",
+    facts: Mapping[str, object] | None = None,
+) -> None:
+    """Ask a system about every row, with the clock running, and save its answers with a stamp and `facts` of them."""
+    save_answers(collect(predict, rows, task), path, stamp, facts)
 
 
 def collect(predict: PredictRows, rows: Sequence[Row], task: Task) -> Answers:
@@ -113,10 +120,10 @@ def collect(predict: PredictRows, rows: Sequence[Row], task: Task) -> Answers:
     )
 
 
-def save_answers(answers: Answers, path: Path, stamp: str = "") -> None:
-    """Write answers as Parquet, with the time they took in the file's metadata."""
+def save_answers(answers: Answers, path: Path, stamp: str = "", facts: Mapping[str, object] | None = None) -> None:
+    """Write answers as Parquet, with `facts` and the time they took in the file's metadata."""
     table = pa.table({name: pa.array(list(getattr(answers, field)), type=kind) for name, field, kind in COLUMNS})
-    store.write_table(path, table, stamp, {"seconds": answers.seconds})
+    store.write_table(path, table, stamp, {**(facts or {}), "seconds": answers.seconds})
 
 
 def load_answers(path: Path, task: Task) -> Answers:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
 
 from saywhy import checks, classifier, evaluate, reasoner, reasonings, report, store
 from saywhy.config import Arm, Config, FromScratch, dump, needed_base
 from saywhy.data import Data, fingerprint, read
-from saywhy.lm.load import base_hash, make_scratch
-from saywhy.predict import answer, load
+from saywhy.lm.load import base_hash, config_of, make_scratch, tokenizer_of
+from saywhy.predict import answer, load, too_long
 from saywhy.progress import say
 from saywhy.prompts import MODES, task_instruction
-from saywhy.records import RequestError, Row
+from saywhy.records import RequestError, Row, WorkError
 from saywhy.teachers import Teacher, given
 from saywhy.train.folder import Lesson
 from saywhy.version import versions
@@ -43,8 +47,11 @@ class Made:
 def run(config: Config, folder: Path, more_checks: Sequence[checks.Check] = (), until: str = "report") -> Path:
     """Do the whole method, or the stages up to `until`, and leave the run in `folder`; give the last stage's file.
 
-    A stage whose stamp matches is not repeated. `more_checks` stand beside the checks that the config names.
+    A stage whose stamp matches is not repeated. `more_checks` stand beside the checks that the config names. What the
+    request lacks is said before anything is written.
     """
+    arms = _taught(config)
+    _refuse_early(config, until)
     data = read(config)
     with store.open_run(folder):
         store.write_text(folder / "config.yaml", dump(config))
@@ -55,14 +62,50 @@ def run(config: Config, folder: Path, more_checks: Sequence[checks.Check] = (), 
         written = _reasonings(this, explainer)
         if until == "reason":
             return folder / "reasonings"
+        for note in _missing(config):
+            say(note)
         # 3 each arm is trained on the same rows, with or without the kept reasonings
-        arms = {arm.name: _arm(this, arm, written) for arm in _taught(this, written)}
+        base = _base(this, "classifier")
+        made = {arm.name: _arm(this, arm, base, written) for arm in arms}
         if until == "train":
             return folder
         # 4 all arms answer the same untouched rows, next to the floors
-        metrics = _evaluated(this, arms, written)
+        metrics = _evaluated(this, made, written)
         # 5 the report is drawn from what was measured
         return metrics if until == "evaluate" else report.write(folder)
+
+
+def _taught(config: Config) -> list[Arm]:
+    """Choose the arms that can be trained, those that match another's tokens last."""
+    arms = [arm for arm in config.classifier.arms if config.reasonings.teacher or arm.arm not in NEEDS_REASONINGS]
+    names = {arm.name for arm in arms}
+    arms = [arm for arm in arms if arm.to is None or arm.to in names]
+    if not arms:
+        raise RequestError(
+            "classifier.arms: every arm needs reasonings and nobody writes them; give reasoner.worked_cases or a "
+            "reasonings.teacher, or add label_only"
+        )
+    return sorted(arms, key=lambda arm: arm.match is not None)
+
+
+def _refuse_early(config: Config, until: str) -> None:
+    """Refuse what no stage could do: a teacher of a later version, modes of no arm, bases that are not there."""
+    if "api" in config.reasonings.teacher:
+        raise RequestError(
+            "reasonings.teacher: api is not in this version; let your server write a file and set teacher: file"
+        )
+    if until == "reason" and not config.reasonings.teacher:
+        raise RequestError("reasonings.teacher: there is none to write; give reasoner.worked_cases or name a teacher")
+    known = sorted({mode for arm in config.classifier.arms for mode in MODES[arm.arm]})
+    for mode in config.evaluate.modes or ():
+        if mode not in known:
+            raise RequestError(f"evaluate.modes: {mode} is a mode of none of these arms; they have {', '.join(known)}")
+    stages = ["reasoner"] if {"reasoner", "base"} & set(config.reasonings.teacher) else []
+    for stage in stages if until == "reason" else [*stages, "classifier"]:
+        base = needed_base(config, stage)
+        if not isinstance(base, FromScratch):
+            config_of(base, config.trust_remote_code)
+            tokenizer_of(base, config.trust_remote_code)
 
 
 def _stage(this: Run, name: str, kind: str, settings: object, inputs: object, work: Callable[[Path], None]) -> Made:
@@ -73,9 +116,20 @@ def _stage(this: Run, name: str, kind: str, settings: object, inputs: object, wo
     else:
         store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "begun"})
         with store.build(folder, stamp) as partial:
-            work(partial)
+            _do(work, partial)
         store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "done"})
     return Made(folder, stamp)
+
+
+def _do(work: Callable[[Path], None], folder: Path) -> None:
+    """Work in a folder; a file that the system refuses to write ends the work, not the program."""
+    try:
+        work(folder)
+    except (OSError, SafetensorError) as problem:
+        raise WorkError(
+            f"{folder}: a file cannot be written or read ({problem}); free some space and run the same command again: "
+            "what was finished before is kept"
+        ) from problem
 
 
 def _base(this: Run, stage: str) -> tuple[str, str]:
@@ -146,7 +200,7 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
         "base": _base(this, "reasoner")[1] if "base" in settings.teacher else "",
         "column": store.hash_of(data.reasonings),
         "file": store.hash_of(data.file_reasonings),
-        "checks": [f"{rule.__module__}.{rule.__name__}" for rule in rules],
+        "checks": [_identity(rule) for rule in rules],
         "seed": config.seed,
     }
     prompt = explainer.stamp if explainer else "given"
@@ -158,6 +212,17 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
     return _stage(this, "reasonings", "reasonings", settings.model_dump(exclude={"api"}), inputs, work)
 
 
+def _identity(rule: checks.Check) -> str:
+    """Name a check, and where it is not one of ours its source too: what it says may change under the same name."""
+    name = f"{rule.__module__}.{rule.__name__}"
+    if rule.__module__.partition(".")[0] == "saywhy":
+        return name
+    try:
+        return f"{name} {store.hash_of(inspect.getsource(rule))}"
+    except (OSError, TypeError):  # typed at a prompt, or a class that is called
+        return name
+
+
 def _teacher(this: Run, name: str, explainer: Made | None) -> Teacher:
     config, data = this.config, this.data
     sampling, budget = config.reasonings.sampling, config.evaluate.batch_tokens
@@ -166,40 +231,38 @@ def _teacher(this: Run, name: str, explainer: Made | None) -> Teacher:
     if name == "base":
         base, _ = _base(this, "reasoner")
         return reasoner.base_as_teacher(base, sampling, config.seed, budget, config.trust_remote_code)
-    if name in ("column", "file"):
-        return given(data.reasonings if name == "column" else data.file_reasonings)
-    raise RequestError(
-        f"reasonings.teacher: {name} is not in this version; let your server write a file and set teacher: file"
-    )
+    return given(data.reasonings if name == "column" else data.file_reasonings)
 
 
-def _taught(this: Run, written: Made | None) -> list[Arm]:
-    """Choose the arms that can be trained, those that match another's tokens last."""
-    arms = [arm for arm in this.config.classifier.arms if written or arm.arm not in NEEDS_REASONINGS]
-    if not arms:
-        raise RequestError(
-            "classifier.arms: every arm needs reasonings and nobody writes them; give reasoner.worked_cases or a "
-            "reasonings.teacher, or add label_only"
-        )
-    for note in _missing(this, written):
-        say(note)
-    return sorted(arms, key=lambda arm: arm.match is not None)
-
-
-def _missing(this: Run, written: Made | None) -> list[str]:
-    skipped = [arm.name for arm in this.config.classifier.arms if not written and arm.arm in NEEDS_REASONINGS]
+def _missing(config: Config) -> list[str]:
+    taught = {arm.name for arm in _taught(config)}
+    skipped = [arm.name for arm in config.classifier.arms if arm.name not in taught]
     if not skipped:
         return []
     return [
-        f"{', '.join(skipped)} were not trained: there are no worked cases (reasoner.worked_cases) and no teacher "
+        f"Not trained: {', '.join(skipped)}. There are no worked cases (reasoner.worked_cases) and no teacher "
         "(reasonings.teacher: column, file or base), so nobody wrote reasonings."
     ]
 
 
-def _arm(this: Run, arm: Arm, written: Made | None) -> Made:
-    """Train one arm."""
+def _not_fitting(name: str, facts: Mapping[str, Any], answered: Mapping[str, int]) -> list[str]:
+    """Say which texts an arm did not see whole: `facts` of its training, rows `answered` that were cut, by class."""
+    trained, verb = (facts["dropped"], "left out") if facts["dropped"] else (facts["cut"], "cut in the middle")
+    return [
+        f"{name}: {sum(by_class.values())} texts of {split} did not fit and were {how} ({_listed(by_class)})."
+        for split, by_class, how in (("train", trained, verb), ("test", answered, "cut in the middle"))
+        if by_class
+    ]
+
+
+def _listed(by_class: Mapping[str, int]) -> str:
+    return ", ".join(f"{label or 'all'} {count}" for label, count in by_class.items())
+
+
+def _arm(this: Run, arm: Arm, named: tuple[str, str], written: Made | None) -> Made:
+    """Train one arm from a base and what identifies its content."""
     config, data = this.config, this.data
-    base, identity = _base(this, "classifier")
+    base, identity = named
     kept = reasonings.read_kept(written.folder) if written and arm.arm != "label_only" else {}
     taught = classifier.lessons(arm.arm, data.train, kept)
     plan = classifier.course(
@@ -233,6 +296,8 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Pat
     kinds = {arm.name: arm.arm for arm in config.classifier.arms}
     dev: dict[str, evaluate.Answers] = {}
     test: dict[str, evaluate.Answers] = {}
+    notes = _missing(config)
+    train = {name: store.read_json(made.folder / "train.json") for name, made in arms.items()}
     for name, made in arms.items():
         for mode in _modes(config, kinds[name]):
             if mode == "explain":
@@ -241,12 +306,13 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Pat
             dev[f"{name}/{mode}"] = _answers(this, made, mode, "dev", data.dev)
             test[f"{name}/{mode}"] = _answers(this, made, mode, "test", data.test)
         store.write_json(made.folder / "calibration.json", _calibration(this, name, dev))
+        notes += _not_fitting(name, train[name], _cut_in_test(this, made))
     document = evaluate.metrics_json(
         task=data.task,
         dev=dev,
         test=test,
         floor=evaluate.floor_answers(data.task, data.train, data.dev, data.test),
-        train={name: store.read_json(made.folder / "train.json") for name, made in arms.items()},
+        train=train,
         audit=data.audit,
         versions=versions(),
         seed=config.seed,
@@ -254,10 +320,17 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Pat
         resamples=config.evaluate.bootstrap,
         kinds=kinds,
         reasonings=reasonings.summary(written.folder) if written else None,
-        notes=_missing(this, written),
+        notes=notes,
     )
     store.write_json(this.folder / "metrics.json", document)
     return this.folder / "metrics.json"
+
+
+def _cut_in_test(this: Run, made: Made) -> dict[str, int]:
+    """Count the test rows that an arm could not read whole, by class, as noted when they were answered."""
+    found = sorted((this.folder / "predictions").glob(f"{made.folder.name}-*-test.parquet"))
+    noted = [dict(store.table_extra(path).get("cut", {})) for path in found]
+    return max(noted, key=lambda cut: sum(cut.values()), default={})
 
 
 def _modes(config: Config, arm: str) -> list[str]:
@@ -282,6 +355,7 @@ def _answers(this: Run, made: Made, mode: str, split: str, rows: Sequence[Row]) 
         model = load(made.folder)
         budget = this.config.evaluate.batch_tokens
         path.parent.mkdir(exist_ok=True)
-        evaluate.answer(lambda some: answer(model, some, mode, budget, name), rows, path, this.data.task, stamp)
+        facts = {"cut": too_long(model, rows)}
+        evaluate.answer(lambda some: answer(model, some, mode, budget, name), rows, path, this.data.task, stamp, facts)
         store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "done"})
     return evaluate.load_answers(path, this.data.task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,9 @@ import pyarrow as pa
 
 from saywhy import store
 from saywhy.config import DataConfig, TaskConfig
-from saywhy.data import parse_template, read_rows, render
+from saywhy.data import read_rows
+from saywhy.data.read import Table
+from saywhy.data.rows import make_rows
 from saywhy.lm import LM
 from saywhy.lm.encode import Segment, branch, decode, part_ids, prompt_ids
 from saywhy.lm.folder import load as load_folder
@@ -105,6 +108,8 @@ class TextClassifier:
 
     def predict_proba(self, texts: Sequence[Text]) -> Floats:
         """Give calibrated probabilities: (texts, labels) float64, in the order of `classes_`."""
+        if not self.classes_:
+            raise RequestError("each row of this task has its own choices, so there is no table; call the classifier")
         found = self._ask(texts, self.mode)
         return np.array([[p.probabilities[label] for label in self.classes_] for p in found]).reshape(len(found), -1)
 
@@ -127,16 +132,25 @@ class TextClassifier:
 def text_row(task: Task, text: Text, name: str) -> Row:
     """Make a row of a text to predict, rendering a mapping of columns as training did."""
     if isinstance(text, str):
+        if task.choices is not None:
+            raise RequestError(
+                f"text {name}: each row of this task brings its own choices; give a mapping with the column "
+                f"{task.choices!r} beside those of the text, or a file of such rows"
+            )
         return Row(name, text)
-    whole, pieces = render(parse_template(task.text, "task.text"), dict(text), f"text {name}")
-    return Row(name, whole, pieces=pieces)
+    one = Table(f"text {name}", iter([(f"text {name}", dict(text))]))
+    rows, _ = make_rows(one, _columns(task), DataConfig(train=name), need_label=False)
+    return replace(rows[0], id=name)
+
+
+def _columns(task: Task) -> TaskConfig:
+    """Give the columns that training read, as the data's reader is told them."""
+    return TaskConfig(name=task.name, instruction=task.instruction, text=task.text, choices=task.choices)
 
 
 def rows_of(classifier: Classifier, source: str) -> list[Row]:
     """Read the rows of a file to predict, with the columns that training read."""
-    task = classifier.task
-    asked = TaskConfig(name=task.name, instruction=task.instruction, text=task.text, choices=task.choices)
-    return read_rows(source, asked, DataConfig(train=source), Path(), need_label=False)
+    return read_rows(source, _columns(classifier.task), DataConfig(train=source), Path(), need_label=False)
 
 
 def save(rows: Sequence[Row], predictions: Sequence[Prediction], path: Path) -> None:
@@ -211,6 +225,12 @@ def answer(
             advance(len(some), sum(a.tokens for a in answers), "")
             found += answers
     return found
+
+
+def too_long(classifier: Classifier, rows: Sequence[Row]) -> dict[str, int]:
+    """Count the rows whose text does not fit and is cut in the middle, by label."""
+    cut = Counter(row.label or "" for row in rows if prompt_ids(classifier.lm.encoder, row_pieces(row))[1])
+    return dict(cut)
 
 
 def _heads(classifier: Classifier, rows: Sequence[Row]) -> list[list[int]]:

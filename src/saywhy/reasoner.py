@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from saywhy import store
 from saywhy.config import Sampling, Train
-from saywhy.lm import bind
+from saywhy.lm import LM, bind
 from saywhy.lm.encode import make_encoder, render
 from saywhy.lm.folder import load
 from saywhy.lm.load import context_of, model_of, tokenizer_of
@@ -16,6 +17,18 @@ from saywhy.records import RequestError, Task, WorkedCase
 from saywhy.teachers import Teacher, local
 from saywhy.train.folder import Course, Lesson
 from saywhy.train.folder import train as train_folder
+
+CARD = """---
+library_name: transformers
+tags: [saywhy, conditional-on-the-gold-label]
+---
+# reasoner
+
+**Conditional on the gold label.** This model was shown questions with their answers and learnt from {cases} worked
+cases to write the reasoning between them. It cannot predict a label, and `saywhy predict` refuses it.
+"""
+# No tokenizer needs more for "Reasoning:".
+CUE_TOKENS = 16
 
 
 def lessons(task: Task, cases: Sequence[WorkedCase], of_this_task: bool) -> list[Lesson]:
@@ -38,6 +51,7 @@ def course(base: str, settings: Train, seed: int, trust_remote_code: bool) -> Co
 def train(folder: Path, plan: Course, cases: Sequence[Lesson]) -> None:
     """Train the reasoner into `folder`."""
     train_folder(folder, plan, cases, "reasoner")
+    store.write_text(folder / "README.md", CARD.format(cases=len(cases)))
 
 
 def teacher(folder: Path, sampling: Sampling, seed: int, budget: int) -> Teacher:
@@ -45,17 +59,21 @@ def teacher(folder: Path, sampling: Sampling, seed: int, budget: int) -> Teacher
     arm, lm = load(folder)
     if arm != REASONER:
         raise RequestError(f"{folder} holds a classifier; the teacher `reasoner` needs the reasoner's folder")
-    return local(lm, sampling, seed, budget)
+    return local(_leaving_room(lm, sampling.max_tokens), sampling, seed, budget)
 
 
-def base_as_teacher(
-    base: str, sampling: Sampling, seed: int, budget: int, trust_remote_code: bool
-) -> Teacher:
+def _leaving_room(lm: LM, tokens: int) -> LM:
+    """Cut texts so that a reasoning of so many tokens fits behind them."""
+    encoder = lm.encoder
+    # The opening cue stands there too.
+    room = context_of(lm.model.config) - len(encoder.before) - len(encoder.after) - tokens - CUE_TOKENS
+    trained = encoder.prompt.room or room
+    return replace(lm, encoder=replace(encoder, prompt=replace(encoder.prompt, room=max(1, min(room, trained)))))
+
+
+def base_as_teacher(base: str, sampling: Sampling, seed: int, budget: int, trust_remote_code: bool) -> Teacher:
     """Let the base write as it is, asked like the reasoner."""
     tokenizer = tokenizer_of(base, trust_remote_code)
     model = model_of(base, trust_remote_code)
     encoder = make_encoder(tokenizer, render(tokenizer, REASONER_INSTRUCTION))
-    around = len(encoder.before) + len(encoder.after)
-    room = context_of(model.config) - around - sampling.max_tokens - 8
-    encoder = replace(encoder, prompt=replace(encoder.prompt, room=max(1, room)))
-    return local(bind(model, encoder), sampling, seed, budget)
+    return local(_leaving_room(bind(model, encoder), sampling.max_tokens), sampling, seed, budget)

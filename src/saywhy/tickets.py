@@ -77,6 +77,9 @@ FACTS_PER_TICKET = {2: 10, 3: 50, 4: 40}
 STATUS_SHARES = {"unsaid": 65, "open": 11, "closed": 14, "false alarm": 10}
 FILLER_SHARES = {"none": 40, "opening": 30, "closing": 30}
 
+# A reasoning names each fact by the words that its sentence opens with, then by its name in the handbook.
+QUOTED_WORDS = 3
+
 HANDBOOK = (
     Fact(
         "checkout down",
@@ -424,7 +427,8 @@ def _solve(reports: Sequence[Report]) -> Solution:
         points = it.fact.points if it.status == "open" else 0
         total += points
         name = it.fact.name if it.status == "open" else f"{it.fact.name}, {it.status}"
-        steps.append(f"{name} {points}, sum {total}.")
+        quoted = " ".join(it.clause.split()[:QUOTED_WORDS])
+        steps.append(f"{quoted}: {name} {points}, sum {total}.")
     return Solution(" ".join(steps), total, label_of(total))
 
 

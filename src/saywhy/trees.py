@@ -84,8 +84,8 @@ def common(a: Ints, b: Ints) -> int:
 
 
 def in_order(branches: Sequence[Branch]) -> list[int]:
-    """Order branches so that those that share most stand together: lexicographic by their ids."""
-    return sorted(range(len(branches)), key=lambda i: (branches[i].ids.astype(">i8").tobytes(), i))
+    """Order branches so that those that share most stand together: lexicographic by what is laid of them."""
+    return sorted(range(len(branches)), key=lambda i: (laid(branches[i]).astype(">i8").tobytes(), i))
 
 
 def tree(branches: Sequence[Branch], members: Sequence[int]) -> Pack:

@@ -26,6 +26,10 @@ Teacher = Literal["reasoner", "base", "column", "file", "api"]
 CheckName = Literal[
     "empty", "too_long", "cut_off", "copy_of_text", "label_named_first", "another_label_named", "cue_inside"
 ]
+# What stands in a run's folder beside the arms' own folders.
+RUN_FILES = (
+    "base", "reasoner", "reasonings", "predictions", "config.yaml", "journal.jsonl", "metrics.json", "report.html",
+)  # fmt: skip
 CHECKS: tuple[CheckName, ...] = get_args(CheckName)
 
 LEARNING_RATE = 2e-5  # model card of syvai/emotion-reasoning-1b
@@ -231,6 +235,9 @@ class Train(Settings):
     warmup: float = Field(
         default=0.05, ge=0, lt=1, description="share of the steps with rising rate; the card has 10 steps"
     )
+    beta2: float = Field(
+        default=0.999, gt=0, lt=1, description="Adam's memory of squared gradients; its paper's, 0.95 suits scratch bases"
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="from the card")
     clip: float = Field(default=1.0, gt=0, description="longest gradient of a step; the default of common trainers")
     label_weight: Annotated[Literal["balanced", "tokens"] | float, PlainValidator(_check_label_weight)] = Field(
@@ -382,8 +389,12 @@ class Classifier(Settings):
         names = [arm.name for arm in arms]
         if not arms:
             raise ValueError("should hold at least one arm")
-        if len(set(names)) < len(names):
+        # Some file systems do not tell `A` from `a`.
+        if len({name.casefold() for name in names}) < len(names):
             raise ValueError("two arms have the same name: give one of them another `name`")
+        for name in names:
+            if name.casefold() in RUN_FILES:
+                raise ValueError(f"arm '{name}': a run keeps something else under this name: give it another `name`")
         for arm in arms:
             if (arm.match is None) != (arm.to is None):
                 raise ValueError(f"arm '{arm.name}': match and to go together")

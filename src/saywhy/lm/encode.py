@@ -21,6 +21,8 @@ from saywhy.records import RequestError
 from saywhy.trees import Branch
 
 MARKER = "%%the text of the row%%"
+# A template that trims its content loses this; none writes one of its own, as some do with a space.
+SPACE = "\u2003"
 ANSWER_MARKER = "%%the answer%%"
 GUARDS = ("\n", "\t", "0", "~", "x")
 GOLDEN = "A text with a <|control|> look, 3 digits and ünïcode."
@@ -51,6 +53,7 @@ class Encoder:
 
     `plain` is a copy of the tokenizer in which control tokens are ordinary characters. `guard` is what a text is
     encoded behind where the tokenizer puts a word-start mark before whatever it is given, "" where it does not.
+    `unknown` is the control token that stands for what the tokenizer cannot write: it alone may stand for text.
     """
 
     tokenizer: Any
@@ -61,6 +64,7 @@ class Encoder:
     after: tuple[int, ...]
     end: int
     controls: frozenset[int]
+    unknown: int | None
 
 
 def render(tokenizer: Any, instruction: str) -> Prompt:
@@ -79,15 +83,14 @@ def render(tokenizer: Any, instruction: str) -> Prompt:
         return Prompt(before, "\n", tokenizer.eos_token, False, template_hash(tokenizer))
     messages, text = _fill(tokenizer, instruction)
     before, _, after = text.partition(MARKER)
-    # The marker is followed by one space: a template that trims its content loses it.
-    strip = not after.startswith(" ")
+    strip = not after.startswith(SPACE)
     end = _end_of_answer(tokenizer, messages)
-    return Prompt(before, after if strip else after[1:], end, strip, template_hash(tokenizer))
+    return Prompt(before, after.removeprefix(SPACE), end, strip, template_hash(tokenizer))
 
 
 def _fill(tokenizer: Any, instruction: str) -> tuple[list[dict[str, str]], str]:
-    with_system = [{"role": "system", "content": instruction}, {"role": "user", "content": f"{MARKER} "}]
-    in_user_turn = [{"role": "user", "content": f"{instruction}\n\n{MARKER} "}]
+    with_system = [{"role": "system", "content": instruction}, {"role": "user", "content": MARKER + SPACE}]
+    in_user_turn = [{"role": "user", "content": f"{instruction}\n\n{MARKER}{SPACE}"}]
     for messages in (with_system, in_user_turn):
         try:
             text = _apply(tokenizer, messages, True)
@@ -150,9 +153,8 @@ def make_encoder(tokenizer: Any, prompt: Prompt) -> Encoder:
     if after is None:
         after = tokenizer.backend_tokenizer.encode(prompt.after, add_special_tokens=False).ids
     end = int(tokenizer.convert_tokens_to_ids(prompt.end))
-    return Encoder(
-        tokenizer, plain, guard, prompt, tuple(before), tuple(after), end, frozenset([*controls.values(), end])
-    )
+    known = frozenset([*controls.values(), end])
+    return Encoder(tokenizer, plain, guard, prompt, tuple(before), tuple(after), end, known, tokenizer.unk_token_id)
 
 
 def _without_controls(backend: Tokenizer, controls: set[str]) -> Tokenizer:
@@ -185,13 +187,25 @@ def text_ids(encoder: Encoder, text: str) -> list[int]:
     """Encode a text as ordinary characters: no control token, and no space that is not in it."""
     if not text:
         return []
-    if not encoder.guard:
-        return list(encoder.plain.encode(text, add_special_tokens=False).ids)
-    for guard in GUARDS:
+    for guard in GUARDS if encoder.guard else ("",):
         ids = _behind(encoder.plain, guard, text)
         if ids is not None:
-            return ids
+            spelt = [at for at, token in enumerate(ids) if token in encoder.controls and token != encoder.unknown]
+            return _apart(encoder, guard, text, spelt[0] - len(ids)) if spelt else ids
     raise RequestError(f"the tokenizer joins {text[:40]!r} with whatever stands before it; use another base")
+
+
+def _apart(encoder: Encoder, guard: str, text: str, place: int) -> list[int]:
+    """Encode a text whose characters spell a control token at `place`: that word is cut in two.
+
+    Reading control tokens as characters is not enough where the vocabulary's own merges lead from those characters back
+    to the token.
+    """
+    start, _ = encoder.plain.encode(guard + text, add_special_tokens=False).offsets[place]
+    cut = start - len(guard) + 1
+    if not 0 < cut < len(text):
+        raise RequestError(f"the tokenizer knows {text[-1]!r} as a control token only; take it out of the text")
+    return [*text_ids(encoder, text[:cut]), *text_ids(encoder, text[cut:])]
 
 
 def decode(encoder: Encoder, ids: Sequence[int]) -> str:

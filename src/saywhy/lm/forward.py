@@ -136,10 +136,18 @@ def head(model: Any, hidden: Tensor) -> Tensor:
         return model(input_ids=torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)).logits[0]
 
 
+class _Answer(BaseModelOutputWithPast):
+    """A decoder's output whose extras, such as the router's logits of a mixture of experts, are all absent."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
 @contextmanager
 def _answered(decoder: Any, hidden: Tensor) -> Iterator[None]:
     def answer(*_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=hidden)
+        return _Answer(last_hidden_state=hidden)
 
     decoder.forward = answer
     try:

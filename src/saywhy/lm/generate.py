@@ -17,6 +17,8 @@ from saywhy.trees import Floats, Ints, common
 
 # A batch is made smaller when this share of its rows has finished.
 LEAVE_AT = 0.25
+# What models of different kinds call that which they hand on from token to token.
+CARRIED = ("past_key_values", "cache_params", "state")
 
 
 @dataclass(frozen=True)
@@ -153,18 +155,23 @@ class _Batch:
 
     def _read_alone(self) -> Tensor:
         self.shared = 0
-        self.cache = None
-        return self._forward(torch.from_numpy(self.asked[0].ids)[None].to(self.device), None, None)
+        self.carried: dict[str, Any] = {}
+        return self._forward_alone(torch.from_numpy(self.asked[0].ids)[None].to(self.device))
+
+    def _forward_alone(self, ids: Tensor) -> Tensor:
+        output = self.model(input_ids=ids, use_cache=True, **self.carried)
+        self.carried = {name: output[name] for name in CARRIED if output.get(name) is not None}
+        return output.logits[:, -1].float()
 
     def _step(self, fresh: Tensor) -> Tensor:
         if not self.padded:
-            return self._forward(fresh[:, None], None, None)
+            return self._forward_alone(fresh[:, None])
         depth = self.depth[:, -1:] + 1
         self.depth = torch.cat([self.depth, depth], 1)
         self.valid = torch.cat([self.valid, torch.ones_like(depth, dtype=torch.bool)], 1)
         return self._forward(fresh[:, None], depth, self._mask(depth, self.depth, self.valid))
 
-    def _forward(self, ids: Tensor, depth: Tensor | None, mask: Any) -> Tensor:
+    def _forward(self, ids: Tensor, depth: Tensor, mask: Any) -> Tensor:
         output = self.model(
             input_ids=ids,
             position_ids=depth,
@@ -173,7 +180,6 @@ class _Batch:
             use_cache=True,
             logits_to_keep=1,
         )
-        self.cache = output.past_key_values
         return output.logits[:, -1].float()
 
     def _mask(self, query: Tensor, key: Tensor, valid: Tensor, diagonal: bool = False) -> Any:
@@ -197,14 +203,16 @@ class _Batch:
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
         chance = torch.softmax(logits / self.sampling.temperature, -1)
-        likely, order = chance.sort(-1, descending=True, stable=True)
+        likely, order = chance.sort(dim=-1, descending=True, stable=True)
         total = likely.cumsum(-1)
         likely = likely.masked_fill(total - likely >= self.sampling.top_p, 0.0)
         total = likely.cumsum(-1)
         spots = [self.asked[row].draws for row in self.rows]
         drawn = torch.tensor([spot[min(step, len(spot) - 1)] for spot in spots], device=self.device)
         pick = (total <= (drawn * total[:, -1].double())[:, None].to(total.dtype)).sum(-1, keepdim=True)
-        return order.gather(1, pick.clamp(max=order.shape[1] - 1))[:, 0]
+        # A draw next to 1 is rounded up to 1, where only tokens without any probability are left.
+        last = (likely > 0).sum(-1, keepdim=True) - 1
+        return order.gather(1, torch.minimum(pick, last))[:, 0]
 
     def _note(self, fresh: Tensor) -> set[int]:
         """Write down the new tokens; give the places of the rows that have finished, now or before."""

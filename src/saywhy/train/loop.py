@@ -6,8 +6,9 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -84,31 +85,32 @@ def plan_steps(examples: Sequence[Example], settings: Train, seed: int) -> list[
 
     With `tokens_per_step` a step takes rows until it has so many tokens (the papers' way).
     """
-    if settings.rows_per_step is None:
-        sizes = [sum(len(branch.ids) for branch in example.branches) for example in examples]
-        rows_per_step = max(1.0, (settings.tokens_per_step or 1) * len(examples) / sum(sizes))
-    else:
-        rows_per_step = settings.rows_per_step
-    steps = settings.steps or max(1, math.ceil(len(examples) * settings.epochs / rows_per_step))
-    order: list[int] = []
-    passes = math.ceil(steps * rows_per_step / len(examples)) + 1
-    for number in range(passes):
-        order += np.random.default_rng([seed, number]).permutation(len(examples)).tolist()
+    order = _passes(len(examples), seed)
+    rows = math.ceil(len(examples) * settings.epochs)
     if settings.rows_per_step is not None:
-        return [order[s * settings.rows_per_step : (s + 1) * settings.rows_per_step] for s in range(steps)]
-    return _by_tokens(order, sizes, settings.tokens_per_step or 1)[:steps]
+        steps = settings.steps or math.ceil(rows / settings.rows_per_step)
+        return [list(islice(order, settings.rows_per_step)) for _ in range(steps)]
+    sizes = [sum(len(branch.ids) for branch in example.branches) for example in examples]
+    taken = order if settings.steps else islice(order, rows)
+    return list(islice(_by_tokens(taken, sizes, settings.tokens_per_step or 1), settings.steps))
 
 
-def _by_tokens(order: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
-    batches: list[list[int]] = [[]]
+def _passes(rows: int, seed: int) -> Iterator[int]:
+    """Go through the rows without end, every pass in an order of its own."""
+    for number in count():
+        yield from np.random.default_rng([seed, number]).permutation(rows).tolist()
+
+
+def _by_tokens(order: Iterable[int], sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
+    batch: list[int] = []
     held = 0
     for row in order:
-        if batches[-1] and held + sizes[row] > budget:
-            batches.append([])
-            held = 0
-        batches[-1].append(row)
+        if batch and held + sizes[row] > budget:
+            yield batch
+            batch, held = [], 0
+        batch.append(row)
         held += sizes[row]
-    return batches
+    yield batch
 
 
 def rate_at(step: int, steps: int, settings: Train) -> float:
@@ -138,17 +140,18 @@ def finetune(
     if not examples:
         raise RequestError(f"{title}: there is nothing to train on")
     # Each part of this function's state is either here or in the checkpoint; nothing is drawn from a global generator.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available() or model.device.type == "cpu")
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     batches = plan_steps(examples, settings, seed)
     model.to(accelerator.device)
-    choice = _choose(model, examples, batches[0], settings, folder)
+    choice = _choose(model, examples, batches[0], settings, folder, accelerator)
     losses = Losses(model, choice["precision"])
-    optimizer = torch.optim.AdamW(_groups(model, settings), lr=0.0, fused=accelerator.device.type in ("cpu", "cuda"))
+    fused = accelerator.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(_groups(model, settings), lr=0.0, betas=(0.9, settings.beta2), fused=fused)
     losses, optimizer = accelerator.prepare(losses, optimizer)
     state = _resume(model, optimizer, folder) or Trained(layout=choice["layout"], precision=choice["precision"])
     evaluate_at = {math.ceil(len(batches) * (k + 1) / settings.evaluations) for k in range(settings.evaluations)}
     lay = LAYOUTS[choice["layout"]]
-    with track(title, len(batches) * len(batches[0]), "rows") as advance:
+    with track(title, sum(map(len, batches)), "rows") as advance:
         advance(state.rows, 0, "")
         for step in range(state.steps, len(batches)):
             began = time.monotonic()
@@ -160,19 +163,23 @@ def finetune(
                 group["lr"] = rate_at(step, len(batches), settings)
             model.train()
             loss = _step(losses, packs, rows, accelerator)
-            accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+            gradient = float(accelerator.clip_grad_norm_(model.parameters(), settings.clip))
+            if not math.isfinite(loss + gradient):
+                # Before the step: weights and checkpoints stay what they were.
+                raise WorkError(
+                    f"{title}: the loss of step {step + 1} is {loss} and its gradient {gradient}; lower learning_rate "
+                    f"({settings.learning_rate})"
+                )
             optimizer.step()
             optimizer.zero_grad()
             model.eval()
-            if not math.isfinite(loss):
-                rate = settings.learning_rate
-                raise WorkError(f"{title}: the loss of step {step + 1} is {loss}; lower learning_rate ({rate})")
             state = _count(state, rows, packs, loss, time.monotonic() - began, len(batches))
             advance(len(rows), packs_tokens(packs), f"loss {loss:.3f}")
             if dev_score is not None and state.steps in evaluate_at:
-                state = _judge(model, dev_score(), state, folder, title)
+                state = _judge(model, dev_score(), state, folder, title, accelerator)
             if state.steps % settings.checkpoint_every == 0 and state.steps < len(batches):
-                _keep(model, optimizer, state, folder)
+                _keep(model, optimizer, state, folder, accelerator)
+    accelerator.wait_for_everyone()
     if state.dev is not None:
         model.load_state_dict(_untied(load_file(folder / "best.safetensors"), model))
     return state
@@ -185,9 +192,9 @@ def packs_tokens(packs: Sequence[Pack]) -> int:
 
 def _packs(rows: Sequence[Example], lay: Lay, budget: int, accelerator: Accelerator) -> list[Pack]:
     """Lay this process's share of a step's rows."""
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
-    if not mine:
+    if len(rows) < accelerator.num_processes:
         raise RequestError(f"a step of {len(rows)} rows cannot be shared by {accelerator.num_processes} processes")
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
     return lay([branch for row in mine for branch in row.branches], budget)
 
 
@@ -219,16 +226,26 @@ def _groups(model: Any, settings: Train) -> list[dict[str, Any]]:
 
 
 def _choose(
-    model: Any, examples: Sequence[Example], batch: Sequence[int], settings: Train, folder: Path
+    model: Any,
+    examples: Sequence[Example],
+    batch: Sequence[int],
+    settings: Train,
+    folder: Path,
+    accelerator: Accelerator,
 ) -> dict[str, str]:
     """Settle layout and precision once a training: both are timed where the settings leave them open.
 
-    The choice is written down, since a training that goes on must go on in the same arithmetic.
+    The choice is written down, since a training that goes on, and every process of one, must use the same arithmetic.
     """
     path = folder / "choice.json"
-    if path.exists():
-        return dict(store.read_json(path))
-    branches = [branch for row in batch for branch in examples[row].branches]
+    if accelerator.is_main_process and not path.exists():
+        branches = [branch for row in batch for branch in examples[row].branches]
+        store.write_json(path, _measured(model, branches, settings))
+    accelerator.wait_for_everyone()
+    return dict(store.read_json(path))
+
+
+def _measured(model: Any, branches: Sequence[Branch], settings: Train) -> dict[str, str]:
     layouts = ["tree", "rows"] if settings.layout == "auto" else [settings.layout]
     if reason := why_no_tree(model):
         say(f"this model cannot read token trees ({reason}); it is trained row by row")
@@ -238,9 +255,7 @@ def _choose(
     precision = _fastest(model, branches, settings, [(layout, precision) for precision in precisions])[1]
     if layout == "tree":
         check_packs(model, branches, settings.pack_tokens, lambda: autocast(model, precision), precision)
-    choice = {"layout": layout, "precision": precision}
-    store.write_json(path, choice)
-    return choice
+    return {"layout": layout, "precision": precision}
 
 
 def _fastest(
@@ -282,13 +297,14 @@ def _count(
     )
 
 
-def _judge(model: Any, score: float, state: Trained, folder: Path, title: str) -> Trained:
+def _judge(model: Any, score: float, state: Trained, folder: Path, title: str, accelerator: Accelerator) -> Trained:
     """Keep these weights if the dev split likes them at least as well as the best so far."""
     better = state.dev is None or score >= state.dev
     say(f"{title}: step {state.steps}, dev {score:.4f}{'' if better else f', best {state.dev:.4f}'}")
     if not better:
         return state
-    _save(_weights(model), folder / "best.safetensors")
+    if accelerator.is_main_process:
+        _save(_weights(model), folder / "best.safetensors")
     return replace(state, dev=score, best_step=state.steps)
 
 
@@ -308,8 +324,10 @@ def _untied(weights: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Ten
     return {name: weights[owner[tensor.data_ptr()]] for name, tensor in state.items()}
 
 
-def _keep(model: Any, optimizer: Any, state: Trained, folder: Path) -> None:
+def _keep(model: Any, optimizer: Any, state: Trained, folder: Path, accelerator: Accelerator) -> None:
     """Write a checkpoint and remove the one before; at every moment one of the two is whole."""
+    if not accelerator.is_main_process:
+        return
     step = folder / f"step-{state.steps:08d}"
     partial = folder / "step.partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,115 @@
+"""Put runs that differ only in their seed together: means, and one interval over rows and seeds.
+
+    python benchmarks/seeds.py runs/emotion-small-0 runs/emotion-small-1 … [--metric mean_recall] [--against label_only]
+
+The arm and mode are chosen by the mean of the metric over the dev splits of all runs, from those that are not label-only.
+The interval resamples seeds and, within each, test rows (the same rows for both arms), 2,000 times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saywhy import metrics, store
+from saywhy.evaluate import Answers, load_answers
+from saywhy.records import Task
+
+RESAMPLES = 2000
+
+
+def main() -> None:
+    """Print a table of means and the comparison as the last line, a JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--metric", default="mean_recall", choices=sorted(metrics.METRICS))
+    parser.add_argument("--against", nargs="+", default=["label_only"], help="arms; the best of them on test counts")
+    given = parser.parse_args()
+    documents = [store.read_json(run / "metrics.json") for run in given.runs]
+    systems = [f"{arm}/{mode}" for arm, entry in documents[0]["arms"].items() for mode in entry["modes"]]
+    systems = [name for name in systems if not name.endswith("/explain")]
+    print(f"{len(given.runs)} runs, {documents[0]['floors']['linear']['n']} test rows each")
+    for name in systems:
+        print(line(name, documents, systems_scores(documents, name)))
+    for name in ("majority", "linear"):
+        print(line(f"floor {name}", documents, [document["floors"][name] for document in documents]))
+    reasoned = [name for name in systems if name.partition("/")[0] not in given.against]
+    plain = [name for name in systems if name.partition("/")[0] in given.against]
+    chosen = max(reasoned, key=lambda name: mean_dev(documents, name, given.metric))
+    # The strongest opponent counts, whatever dev said of it.
+    opponent = max(plain, key=lambda name: np.mean([s[given.metric] for s in systems_scores(documents, name)]))
+    print(json.dumps(compare(given.runs, documents[0]["task"], chosen, opponent, given.metric)))
+
+
+def systems_scores(documents: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Give the test scores of one arm and mode, one a run."""
+    arm, mode = name.split("/")
+    return [document["arms"][arm]["modes"][mode]["test"] for document in documents]
+
+
+def mean_dev(documents: list[dict[str, Any]], name: str, metric: str) -> float:
+    """Average a metric over the dev splits of all runs."""
+    arm, mode = name.split("/")
+    return float(np.mean([document["arms"][arm]["modes"][mode]["dev"][metric] for document in documents]))
+
+
+def line(name: str, documents: list[dict[str, Any]], scores: list[dict[str, Any]]) -> str:
+    """Write one row: means over the runs, each run's accuracy behind."""
+    parts = [f"{name:<28}"]
+    for metric in ("accuracy", "macro_f1", "mean_recall"):
+        parts.append(f"{metric} {100 * np.mean([s[metric] for s in scores]):.1f}")
+    each = ", ".join(f"{100 * s['accuracy']:.1f}" for s in scores)
+    return "  ".join([*parts, f"(accuracy by seed: {each})"])
+
+
+def compare(runs: list[Path], task: dict[str, Any], a: str, b: str, metric: str) -> dict[str, Any]:
+    """Compare two systems over all runs: the mean difference, its interval over seeds and rows, McNemar a run."""
+    asked = Task(task["name"], "", tuple(task["labels"]), ordinal=task["ordinal"])
+    gold, given_a, given_b = [], [], []
+    for run in runs:
+        first, second = (answers_of(run, name, asked) for name in (a, b))
+        if first.ids != second.ids:
+            raise SystemExit(f"{run}: {a} and {b} did not answer the same rows")
+        place = {label: i for i, label in enumerate(asked.labels)}
+        gold.append(np.array([place[x] for x in first.gold]))
+        given_a.append(np.array([place[x] for x in first.labels]))
+        given_b.append(np.array([place[x] for x in second.labels]))
+    score = metrics.METRICS[metric]
+    labels = len(asked.labels)
+
+    def difference(seed: int, rows: Any) -> float:
+        found = [score(metrics.count(gold[seed][rows], g[seed][rows], labels)) for g in (given_a, given_b)]
+        return float(found[0] - found[1])
+
+    rng = np.random.default_rng(0)
+    everything = [np.arange(len(g)) for g in gold]
+    draws = [
+        np.mean([difference(s, rng.integers(0, len(gold[s]), len(gold[s]))) for s in rng.integers(0, len(runs), len(runs))])
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    only_a = [int(((x == g) & (y != g)).sum()) for g, x, y in zip(gold, given_a, given_b, strict=True)]
+    only_b = [int(((x != g) & (y == g)).sum()) for g, x, y in zip(gold, given_a, given_b, strict=True)]
+    return {
+        "a": a,
+        "b": b,
+        "metric": metric,
+        "difference": float(np.mean([difference(s, rows) for s, rows in enumerate(everything)])),
+        "ci95_rows_and_seeds": [float(low), float(high)],
+        "p_mcnemar": [metrics.mcnemar_exact(x, y) for x, y in zip(only_a, only_b, strict=True)],
+        "runs": len(runs),
+    }
+
+
+def answers_of(run: Path, name: str, task: Task) -> Answers:
+    """Read the saved test answers of one arm and mode."""
+    arm, mode = name.split("/")
+    return load_answers(run / "predictions" / f"{arm}-{mode}-test.parquet", task)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Every config that is shown to a reader is one that saywhy reads: examples, README, docs."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saywhy import config, tickets
+from saywhy.config import settings
+from saywhy.data import read
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [block for name, block in fenced if name == kind]
+
+
+def names_of_sections(kind: type[settings.Settings]) -> set[str]:
+    below = {name for one in kind.__subclasses__() for name in names_of_sections(one)}
+    return below | {one.__name__ for one in kind.__subclasses__()}
+
+
+def test_there_are_as_many_examples_as_this_file_knows() -> None:
+    assert [path.name for path in EXAMPLES] == ["emotion-small.yaml", "emotion.yaml", "tickets.yaml"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_a_config_with_data_beside_it_or_on_the_hub(path: Path) -> None:
+    made = config.load(path)
+    assert config.parse(config.dump(made), path) == made
+    for source in (made.data.train, made.data.dev, made.data.test):
+        found = config.locate(str(source), path.parent)
+        assert found.hub or str(found.path).startswith(str(path.parent / "data"))
+
+
+def test_emotions_stand_in_the_order_of_the_data_set_and_are_described() -> None:
+    for name in ("emotion", "emotion-small"):
+        labels = config.load(ROOT / "examples" / f"{name}.yaml").task.labels
+        assert labels is not None
+        assert list(labels) == ["sadness", "joy", "love", "anger", "fear", "surprise"]
+        assert all(labels.values())
+
+
+def test_the_tickets_example_reads_what_the_demo_writes(tmp_path: Path) -> None:
+    tickets.write(tmp_path, 0)
+    text = (ROOT / "examples" / "tickets.yaml").read_text(encoding="utf-8")
+    assert text.count("data/tickets/") == 4
+    made = config.parse(text.replace("data/tickets/", ""), tmp_path / "tickets.yaml")
+    found = read(made)
+    bundled = tickets.task()
+    assert (found.task.instruction, found.task.labels, found.task.ordinal) == (
+        bundled.instruction, bundled.labels, bundled.ordinal,
+    )  # fmt: skip
+    assert dict(found.task.descriptions) == dict(bundled.descriptions)
+    assert [len(part) for part in (found.train, found.dev, found.test, found.worked_cases)] == [1000, 200, 1000, 400]
+    once, twice, reasoned = made.classifier.arms
+    assert (twice.name, twice.arm, reasoned.arm) == ("label_only_twice", "label_only", "reason_then_label")
+    for length in ("epochs", "steps"):
+        one, two = getattr(once.train, length), getattr(twice.train, length)
+        assert (one is None and two is None) or two == 2 * one
+    assert reasoned.train == once.train
+
+
+def test_an_example_can_be_pointed_at_data_elsewhere() -> None:
+    text = (ROOT / "examples" / "emotion-small.yaml").read_text(encoding="utf-8")
+    shown = re.findall(r'--set (\S+)="\$SAYWHY_DATA(\S+)"', text)
+    made = config.load(ROOT / "examples" / "emotion-small.yaml", [f"{key}=/elsewhere{rest}" for key, rest in shown])
+    sources = (made.data.train, made.data.dev, made.data.test)
+    assert len(shown) == 3
+    assert all(Path(str(source)).is_relative_to(Path("/elsewhere").resolve()) for source in sources)
+
+
+def test_configs_on_pages_are_configs() -> None:
+    shown = [(page, block) for page in PAGES for block in blocks(page, "yaml")]
+    assert len(shown) >= 3
+    for page, block in shown:
+        config.parse(block, page)
+
+
+def test_commands_on_pages_exist() -> None:
+    shown = [line for page in PAGES for block in blocks(page, "console") for line in block.splitlines()]
+    commands = [shlex.split(line.removeprefix("$ "), comments=True) for line in shown if line.startswith("$ ")]
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    cli = (ROOT / "src" / "saywhy" / "cli.py").read_text(encoding="utf-8")
+    verbs = re.findall(r"^@app\.command\(\)\ndef (\w+)", cli, re.MULTILINE)
+    assert {"demo", "test", "check"} <= set(targets)
+    for words in commands:
+        if words[0] == "make":
+            assert words[1] in targets
+        if words[0].endswith("saywhy"):
+            assert words[1] in verbs
+            assert all(f'"{word}"' in cli or f" {word[2:]}:" in cli for word in words if word.startswith("--"))
+
+
+def test_links_on_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"(?<!!)\[[^\]]+\]\(([^)#]+)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_room_stands_in_the_tree_of_the_readme() -> None:
+    tree = next(block for block in blocks(ROOT / "README.md", "") if block.startswith("src/saywhy/"))
+    named = set(re.findall(r"^  (\w+)(?:\.py|/) ", tree, re.MULTILINE))
+    package = ROOT / "src" / "saywhy"
+    rooms = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - named - {"__init__"} == set()
+    assert named - rooms == set()
+
+
+def test_the_page_of_settings_is_what_the_settings_say() -> None:
+    script: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "write_config.py"))
+    page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    assert script["filled"](page) == page, "run: python docs/write_config.py"
+    marked = script["marked"](page)
+    assert len(marked) == len(set(marked))
+    assert set(marked) == names_of_sections(settings.Settings)

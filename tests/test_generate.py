@@ -1,0 +1,242 @@
+"""Writing: greedy as transformers writes row by row, sampled as the distribution says, alike in every batch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import tiny
+from saywhy.config import Sampling as SamplingConfig
+from saywhy.lm import bind, generate
+from saywhy.lm.encode import decode, make_encoder, prompt_ids, render, text_ids
+from saywhy.lm.generate import Asked, Sampling, Written, draws
+from saywhy.teachers import Question, given, local
+
+LIMIT = 10
+NOTHING: frozenset[int] = frozenset()
+# One token in five ends a text, so that rows finish one after another.
+ENDS = frozenset(range(2, tiny.VOCABULARY, 5))
+GREEDY = Sampling()
+WARM = Sampling(temperature=1.3, top_p=0.9)
+ROOMY = 10**6
+
+
+def prompts(shared: int, count: int = 7, seed: int = 3, limit: int = LIMIT) -> list[Asked]:
+    draw = np.random.default_rng(seed)
+    trunk = draw.integers(3, tiny.VOCABULARY, shared)
+    own = [draw.integers(3, tiny.VOCABULARY, 1 + 3 * at % 17) for at in range(count)]
+    return [Asked(np.concatenate([trunk, ids]), draws(limit, seed, at)) for at, ids in enumerate(own)]
+
+
+def write(
+    model: Any, asked: Sequence[Asked], sampling: Sampling = GREEDY, budget: int = ROOMY, padded: bool = True
+) -> list[Written]:
+    return generate.generate(model, asked, ENDS, frozenset([0, 1, 2, 4]), sampling, budget, None, padded)
+
+
+def texts(written: Sequence[Written]) -> list[tuple[tuple[int, ...], bool]]:
+    return [(one.ids, one.ended) for one in written]
+
+
+def by_transformers(model: Any, asked: Sequence[Asked]) -> list[tuple[tuple[int, ...], bool]]:
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("eager")
+    found = []
+    for one in asked:
+        ids = plain.generate(
+            torch.from_numpy(one.ids)[None],
+            attention_mask=torch.ones((1, len(one.ids)), dtype=torch.long),
+            max_new_tokens=len(one.draws),
+            do_sample=False,
+            eos_token_id=sorted(ENDS),
+            pad_token_id=0,
+            suppress_tokens=[0, 1, 4],
+            use_cache=True,
+        )[0, len(one.ids) :].tolist()
+        ended = ids[-1] in ENDS
+        found.append((tuple(ids[:-1] if ended else ids), ended))
+    return found
+
+
+@pytest.mark.parametrize("shared", [0, 1, 9])
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_greedy_is_what_transformers_writes_row_by_row(name: str, shared: int) -> None:
+    model, asked = tiny.model(name), prompts(shared)
+    wanted = by_transformers(model, asked)
+    assert texts(write(model, asked)) == wanted
+    assert texts(write(model, asked[:1])) == wanted[:1]
+    assert max(len(one.ids) for one in asked) > tiny.WINDOW, "the window is shorter than a prompt"
+    assert len({len(ids) for ids, _ in wanted}) > 1, "rows finish one after another"
+
+
+@pytest.mark.parametrize("name", tiny.STATEFUL)
+def test_models_that_read_no_mask_of_ours_are_written_one_by_one(name: str) -> None:
+    model, asked = tiny.model(name), prompts(0, 4)
+    assert texts(write(model, asked, padded=False)) == by_transformers(model, asked)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "mistral"])
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_batch_order_and_budget_change_nothing(name: str, sampling: Sampling) -> None:
+    model, asked = tiny.model(name), prompts(4, 9)
+    one_by_one = [texts(write(model, [one], sampling))[0] for one in asked]
+    assert texts(write(model, asked, sampling)) == one_by_one
+    assert texts(write(model, asked[::-1], sampling)) == one_by_one[::-1]
+    for budget in (1, 70):
+        assert texts(write(model, asked, sampling, budget)) == one_by_one
+
+
+@pytest.mark.parametrize("leave_at", [0.0, 2.0])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_rows_that_leave_the_batch_change_nothing(name: str, leave_at: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = tiny.model(name), prompts(3, 8)
+    wanted = texts(write(model, asked, WARM))
+    sizes: list[int] = []
+    leave = generate._Batch._leave
+    monkeypatch.setattr(
+        generate._Batch,
+        "_leave",
+        lambda self, staying, fresh: sizes.append(len(staying)) or leave(self, staying, fresh),
+    )
+    monkeypatch.setattr(generate, "LEAVE_AT", leave_at)
+    assert texts(write(model, asked, WARM)) == wanted
+    assert (min(sizes) < len(asked)) if leave_at == 0 else not sizes
+
+
+def test_unequal_limits_are_each_kept() -> None:
+    model = tiny.model("llama")
+    asked = [replace(one, draws=one.draws[:n]) for one, n in zip(prompts(2), (0, 1, 2, 5, 9, 3, 10), strict=True)]
+    found = generate.generate(model, asked, NOTHING, NOTHING, GREEDY, ROOMY)
+    assert [len(one.ids) for one in found] == [0, 1, 2, 5, 9, 3, 10]
+    assert not any(one.ended for one in found)
+    longer = generate.generate(model, prompts(2), NOTHING, NOTHING, GREEDY, ROOMY)
+    assert [one.ids for one in found] == [more.ids[: len(one.draws)] for one, more in zip(asked, longer, strict=True)]
+
+
+def test_a_stop_ends_a_text_and_keeps_what_it_saw() -> None:
+    model, asked = tiny.model("llama"), prompts(2)
+    free = generate.generate(model, asked, NOTHING, NOTHING, GREEDY, ROOMY)
+    found = generate.generate(model, asked, NOTHING, NOTHING, GREEDY, ROOMY, lambda ids: sum(ids) % 3 == 0)
+    for one, more in zip(found, free, strict=True):
+        stops = [n for n in range(1, LIMIT + 1) if sum(more.ids[:n]) % 3 == 0]
+        assert (one.ids, one.ended) == (more.ids[: stops[0]] if stops else more.ids, bool(stops))
+    assert len({len(one.ids) for one in found}) > 2
+
+
+def test_tokens_count_the_shared_prompt_once() -> None:
+    asked = prompts(9, 5)
+    found = write(tiny.model("llama"), asked)
+    own = sum(len(one.ids) - 9 for one in asked)
+    assert sum(one.tokens for one in found) == pytest.approx(9 + own + sum(len(one.ids) for one in found))
+
+
+def test_forbidden_tokens_are_never_written() -> None:
+    model = tiny.model("llama")
+    allowed = {7, 8, 9}
+    forbidden = frozenset(range(tiny.VOCABULARY)) - allowed
+    for sampling in (GREEDY, Sampling(2.0, 1.0), Sampling(0.7, 0.5)):
+        for one in generate.generate(model, prompts(2), frozenset([8]), forbidden, sampling, ROOMY):
+            assert set(one.ids) <= {7, 9}
+    certain = [replace(one, draws=np.full(LIMIT, np.nextafter(1.0, 0.0))) for one in prompts(2)]
+    for one in generate.generate(model, certain, NOTHING, forbidden, Sampling(1.0, 1.0), ROOMY):
+        assert set(one.ids) <= allowed, "the last draw before 1 must not fall off the end of the distribution"
+
+
+def test_draws_depend_on_their_key_alone() -> None:
+    assert draws(5, 0, "row", 1).tolist() == draws(5, 0, "row", 1).tolist()
+    assert draws(3, 0, "row", 1).tolist() == draws(5, 0, "row", 1)[:3].tolist()
+    keys = [(0, "row", 1), (0, "row", 2), (1, "row", 1), (0, "row1", ""), (0, "ro", "w1")]
+    assert len({tuple(draws(3, *key)) for key in keys}) == len(keys)
+    many = draws(4000, "uniform")
+    assert many.min() >= 0 and many.max() < 1
+    assert chisquare(np.histogram(many, 20, (0, 1))[0]).pvalue > 1e-3
+
+
+def small_vocabulary() -> Any:
+    torch.manual_seed(1)
+    config = LlamaConfig(**{**tiny.SMALL, "vocab_size": 12, "initializer_range": 0.2})
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.5, 0.8), (2.0, 0.5), (1.0, 1e-9)])
+def test_sampling_follows_the_distribution(temperature: float, top_p: float) -> None:
+    model, ids, n = small_vocabulary(), np.array([3, 4, 5]), 3000
+    asked = [Asked(ids, draws(1, "draw", at)) for at in range(n)]
+    found = generate.generate(model, asked, NOTHING, NOTHING, Sampling(temperature, top_p), ROOMY)
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(ids)[None]).logits[0, -1].double()
+    chance = torch.softmax(logits / temperature, -1).tolist()
+    kept, mass = [], 0.0
+    for token in sorted(range(12), key=lambda token: -chance[token]):
+        if mass < top_p:
+            kept.append(token)
+        mass += chance[token]
+    counts = Counter(one.ids[0] for one in found)
+    assert set(counts) <= set(kept)
+    expected = np.array([chance[token] for token in kept])
+    if len(kept) == 1:
+        assert counts[kept[0]] == n
+    else:
+        assert chisquare([counts[t] for t in kept], n * expected / expected.sum()).pvalue > 1e-3
+    assert (len(kept) == 1) == (top_p == 1e-9) and (len(kept) == 12) == (top_p == 1.0)
+
+
+def teacher_model() -> Any:
+    tokenizer = tiny.byte_level(tiny.TURNS, tiny.CHATML, end="<|im_end|>")
+    return bind(tiny.model("llama"), make_encoder(tokenizer, render(tokenizer, "Explain.")))
+
+
+QUESTIONS = [
+    Question(str(at), text, "joy", index)
+    for at, text in enumerate(["so alone", "a lovely morning and the birds are singing", "7"])
+    for index in range(2)
+]
+HOT = SamplingConfig(temperature=1.0, top_p=0.95, max_tokens=12)
+
+
+def test_a_teacher_writes_the_same_whatever_it_is_asked_with_and_no_control_token() -> None:
+    lm = teacher_model()
+    together = local(lm, HOT, 0, ROOMY)(QUESTIONS)
+    assert [local(lm, HOT, 0, 1)([q])[0] for q in QUESTIONS] == together
+    assert local(lm, HOT, 0, 60)(QUESTIONS[::-1])[::-1] == together
+    assert local(lm, HOT, 1, ROOMY)(QUESTIONS) != together
+    assert together[0] != together[1], "two candidates of one row are drawn apart"
+    for draft in together:
+        assert "<|im" not in draft.reasoning
+        assert draft.tokens <= 12 and draft.cut == (draft.tokens == 12)
+        assert draft.reasoning == " ".join(draft.reasoning.split())
+
+
+def test_a_teacher_is_asked_with_question_answer_and_cue(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = teacher_model()
+    seen: list[Any] = []
+
+    def record(*arguments: Any) -> list[Written]:
+        seen.extend(arguments)
+        return [Written(tuple(text_ids(lm.encoder, " it is\n so ")), False, 1.0)]
+
+    monkeypatch.setattr("saywhy.teachers.generate", record)
+    draft = local(lm, HOT, 0, 77)(QUESTIONS[:1])[0]
+    assert (draft.reasoning, draft.cut) == ("it is so", True)
+    _, asked, ends, forbidden, sampling, budget, stop, padded = seen
+    head, _ = prompt_ids(lm.encoder, ("", "Question: so alone\nAnswer: joy", ""))
+    assert decode(lm.encoder, asked[0].ids.tolist()[len(head) :]) == "Reasoning:"
+    assert asked[0].draws.tolist() == draws(12, 0, "0", 0).tolist()
+    assert ends == {lm.encoder.end} and forbidden == lm.encoder.controls
+    assert (sampling, budget, stop, padded) == (Sampling(1.0, 0.95), 77, None, True)
+
+
+def test_given_reasonings_are_one_paragraph_each() -> None:
+    found = given({"0": " why\n\nso ", "2": "x"})([QUESTIONS[0], QUESTIONS[2]])
+    assert [draft.reasoning for draft in found] == ["why so", ""]
+    assert not math.isnan(found[0].tokens) and not found[0].cut

@@ -1,0 +1,220 @@
+"""Label scores against products of token probabilities, each from a forward pass of its own by transformers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from saywhy import predict
+from saywhy.lm import bind
+from saywhy.lm.encode import make_encoder, prompt_ids, render, text_ids
+from saywhy.lm.generate import Written
+from saywhy.predict import Classifier, answer
+from saywhy.prompts import task_instruction
+from saywhy.records import Prediction, RequestError, Row, Task
+
+AWKWARD = ("yes", "yes and no", "no", "1", "12", "NA", "null", "да", "喜び", "☺ smile", "- ", "Label: x")
+TEXTS = ("i feel so alone", "a lovely morning, the birds are singing and so am i", "7", "ünï <eos> <|x|>", "")
+ROWS = [Row(str(at), text) for at, text in enumerate(TEXTS)]
+
+
+def classifier(
+    arm: str, labels: Sequence[str] = AWKWARD, name: str = "llama", limit: int = 6, template: str | None = None
+) -> Classifier:
+    task = Task("t", "Which?", tuple(labels))
+    tokenizer = tiny.byte_level(tiny.TURNS, template, end="<|im_end|>" if template else "<eos>")
+    prompt = render(tokenizer, task_instruction(task) if len(labels) < 20 else "Which?")
+    encoder = make_encoder(tokenizer, replace(prompt, limit=limit))
+    return Classifier(bind(tiny.model(name), encoder), task, arm, {})
+
+
+def token_by_token(model: Any, head: Sequence[int], tail: Sequence[int]) -> float:
+    """Multiply the probabilities of `tail` behind `head`, each from a forward pass of its own."""
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("eager")
+    total, ids = 0.0, list(head)
+    with torch.no_grad():
+        for token in tail:
+            logits = plain(input_ids=torch.tensor([ids])).logits[0, -1].double()
+            total += float(torch.log_softmax(logits, -1)[token])
+            ids.append(token)
+    return math.exp(total)
+
+
+def by_hand(c: Classifier, text: str, answered: str, follows: Sequence[str]) -> dict[str, float]:
+    """Probabilities of the labels behind a prompt and `answered`, normalised over the labels."""
+    encoder = c.lm.encoder
+    head = [
+        *prompt_ids(encoder, ("", text, ""))[0],
+        *(i for part in answered.split("|") for i in text_ids(encoder, part)),
+    ]
+    found = {}
+    for label in c.task.labels:
+        tails = [[*text_ids(encoder, f" {label}"), text_ids(encoder, f)[0] if f else encoder.end] for f in follows]
+        found[label] = sum(token_by_token(c.lm.model, head, tail) for tail in tails)
+    return {label: p / sum(found.values()) for label, p in found.items()}
+
+
+def assert_close(found: Prediction, wanted: dict[str, float]) -> None:
+    assert found.probabilities == pytest.approx(wanted, rel=1e-4, abs=1e-9)
+    assert list(found.probabilities) == list(wanted)
+    assert found.label == max(wanted, key=lambda label: wanted[label])
+    assert sum(found.probabilities.values()) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gemma3", "mistral", "bloom", "mamba"])
+def test_scores_are_products_of_token_probabilities(name: str) -> None:
+    c = classifier("label_only", name=name)
+    for row, found in zip(ROWS[:2], answer(c, ROWS[:2], "label"), strict=True):
+        assert_close(found, by_hand(c, row.text, "Label:", [""]))
+
+
+@pytest.mark.parametrize("template", [None, tiny.QWEN3])
+def test_every_text_and_template(template: str | None) -> None:
+    c = classifier("label_only", template=template)
+    for row, found in zip(ROWS, answer(c, ROWS, "label"), strict=True):
+        assert_close(found, by_hand(c, row.text, "Label:", [""]))
+
+
+def test_a_label_before_its_reasoning_may_be_followed_by_the_end_or_by_the_reasonings_cue() -> None:
+    c = classifier("label_then_reason")
+    found = answer(c, ROWS, "label")
+    for row, one in zip(ROWS, found, strict=True):
+        assert_close(one, by_hand(c, row.text, "Label:", ["", "\nReasoning:"]))
+    only_end = by_hand(c, TEXTS[0], "Label:", [""])
+    assert found[0].probabilities != pytest.approx(only_end, rel=1e-3)
+
+
+def test_a_label_that_begins_another_is_scored_with_what_ends_it() -> None:
+    c = classifier("label_only", ("yes", "yes and no"))
+    for found in answer(c, ROWS, "label"):
+        assert 0 < found.probabilities["yes"] < 1, "without its end `yes` would always be the likelier one"
+
+
+def test_a_hundred_and_fifty_labels() -> None:
+    labels = [f"intent {at // 10} of kind {at % 10}" for at in range(150)]
+    c = classifier("label_only", labels)
+    found = answer(c, ROWS[:1], "label")[0]
+    some = replace(c, task=replace(c.task, labels=tuple(labels[::40])))
+    wanted = by_hand(some, TEXTS[0], "Label:", [""])
+    shares = {label: found.probabilities[label] for label in wanted}
+    assert {label: p / sum(shares.values()) for label, p in shares.items()} == pytest.approx(wanted, rel=1e-4)
+    assert len(found.probabilities) == 150 and sum(found.probabilities.values()) == pytest.approx(1.0)
+    # The labels share a trie: no label's tokens and no prompt are computed twice.
+    heads = len(prompt_ids(c.lm.encoder, ("", TEXTS[0], ""))[0]) + len(text_ids(c.lm.encoder, "Label:"))
+    tokens = [tuple(text_ids(c.lm.encoder, f" {label}")) for label in labels]
+    assert found.tokens == heads + len({t[:n] for t in tokens for n in range(1, len(t) + 1)})
+
+
+def test_choices_of_a_row_take_the_place_of_the_labels() -> None:
+    c = classifier("label_only", ())
+    rows = [Row("a", TEXTS[0], choices=("yes", "no", "NA")), Row("b", TEXTS[1], choices=("12", "1"))]
+    found = answer(c, rows, "label")
+    for row, one in zip(rows, found, strict=True):
+        asked = replace(c, task=replace(c.task, labels=row.choices or ()))
+        seen = row.text + "\n" + "\n".join(f"- {choice}" for choice in row.choices or ())
+        assert_close(one, by_hand(asked, seen, "Label:", [""]))
+
+
+@pytest.mark.parametrize(
+    ("arm", "mode"), [("label_only", "label"), ("reason_then_label", "reason"), ("both", "reason")]
+)
+@pytest.mark.parametrize("budget", [1, 90, 4096])
+def test_a_batch_of_unequal_prompts_equals_one_by_one(arm: str, mode: str, budget: int) -> None:
+    c = classifier(arm, ("yes", "yes and no", "no"))
+    together = answer(c, ROWS, mode, budget)
+    for row, found in zip(ROWS, together, strict=True):
+        alone = answer(c, [row], mode)[0]
+        assert found.probabilities == pytest.approx(alone.probabilities, rel=1e-4)
+        assert (found.label, found.reasoning, found.forced) == (alone.label, alone.reasoning, alone.forced)
+
+
+def given(monkeypatch: pytest.MonkeyPatch, c: Classifier, *texts: str, ended: bool = True) -> None:
+    """Let the model have written these texts."""
+    wrote = [Written(tuple(text_ids(c.lm.encoder, text)), ended, 9.0) for text in texts]
+    monkeypatch.setattr(predict, "_write", lambda *_: wrote)
+
+
+def test_the_label_is_scored_behind_the_rows_own_reasoning(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = classifier("reason_then_label", ("yes", "no", "NA"))
+    rows = [ROWS[0], replace(ROWS[0], id="twin")]
+    first, second = " nobody calls.", " the birds\nsing "
+    given(monkeypatch, c, f"{first}\nLabel: yes", f"{second}\nLabel:")
+    found = answer(c, rows, "reason")
+    given(monkeypatch, c, f"{second}\nLabel:", f"{first}\nLabel:")
+    swapped = answer(c, rows, "reason")
+    assert [p.reasoning for p in found] == ["nobody calls.", "the birds sing"]
+    assert found[0].probabilities != pytest.approx(found[1].probabilities, rel=1e-2)
+    assert swapped[0].probabilities == pytest.approx(found[1].probabilities, rel=1e-4)
+    assert swapped[1].probabilities == pytest.approx(found[0].probabilities, rel=1e-4)
+    for prediction, reasoning in zip(found, ("nobody calls.", "the birds sing"), strict=True):
+        assert_close(prediction, by_hand(c, TEXTS[0], f"Reasoning:| {reasoning}|\nLabel:", [""]))
+        assert (prediction.forced, prediction.strict) == (False, prediction.label)
+
+
+def test_a_reasoning_that_met_its_limit_is_forced_and_has_no_strict_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = classifier("reason_then_label", ("yes", "no"))
+    given(monkeypatch, c, " on and on", ended=False)
+    found = answer(c, ROWS[:1], "reason")[0]
+    assert (found.forced, found.strict, found.reasoning) == (True, None, "on and on")
+    assert_close(found, by_hand(c, TEXTS[0], "Reasoning:| on and on|\nLabel:", [""]))
+
+
+def test_writing_stops_at_the_cue(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = classifier("reason_then_label", ("yes", "no"))
+    stops: list[Any] = []
+    monkeypatch.setattr(predict, "generate", lambda *a: stops.append(a) or [Written((), True, 1.0)])
+    answer(c, ROWS[:1], "reason")
+    _, asked, ends, forbidden, _, _, stop, padded = stops[0]
+    assert len(asked[0].draws) == 6 and ends == {c.lm.encoder.end} and forbidden == c.lm.encoder.controls and padded
+    for text, wanted in ((" so.\nLabel:", True), (" so.\nLabel", False), ("so: ", False), (" the Label: is", False)):
+        assert stop(text_ids(c.lm.encoder, text)) is wanted, text
+    assert asked[0].ids.tolist() == [
+        *prompt_ids(c.lm.encoder, ("", TEXTS[0], ""))[0],
+        *text_ids(c.lm.encoder, "Reasoning:"),
+    ]
+
+
+def test_an_explanation_is_written_behind_the_predicted_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = classifier("label_then_reason", ("yes", "no", "NA"))
+    asked: list[list[int]] = []
+
+    def write(_lm: Any, heads: Sequence[Sequence[int]], *_: Any) -> list[Written]:
+        asked.extend(list(head) for head in heads)
+        return [Written(tuple(text_ids(c.lm.encoder, " because\nof it ")), at == 0, 3.0) for at in range(len(heads))]
+
+    monkeypatch.setattr(predict, "_write", write)
+    found = answer(c, ROWS[:2], "explain")
+    scored = answer(c, ROWS[:2], "label")
+    for row, head, one, label in zip(ROWS, asked, found, scored, strict=False):
+        parts = ("Label:", f" {one.label}", "\nReasoning:")
+        written = [i for part in parts for i in text_ids(c.lm.encoder, part)]
+        assert head == [*prompt_ids(c.lm.encoder, ("", row.text, ""))[0], *written]
+        assert one.probabilities == label.probabilities and one.reasoning == "because of it"
+        assert one.tokens == label.tokens + 3.0
+    assert [one.forced for one in found] == [False, True]
+
+
+def test_a_mode_that_was_not_taught_is_refused_with_those_that_were() -> None:
+    with pytest.raises(RequestError, match="mode 'reason' was not taught to label_then_reason; it has label, explain"):
+        answer(classifier("label_then_reason"), ROWS, "reason")
+
+
+def test_rows_are_answered_in_order_however_many_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = classifier("label_only", ("yes", "no"))
+    wanted = answer(c, ROWS, "label")
+    monkeypatch.setattr(predict, "ROWS_AT_ONCE", 2)
+    found = answer(c, ROWS, "label")
+    np.testing.assert_allclose(
+        [[p.probabilities[label] for label in ("yes", "no")] for p in found],
+        [[p.probabilities[label] for label in ("yes", "no")] for p in wanted],
+        rtol=1e-4,
+    )
