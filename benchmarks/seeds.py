@@ -2,8 +2,8 @@
 
     python benchmarks/seeds.py runs/emotion-small-0 runs/emotion-small-1 … [--metric mean_recall] [--against label_only]
 
-The arm and mode are chosen by the mean of the metric over the dev splits of all runs, from those that are not label-only.
-The interval resamples seeds and, within each, test rows (the same rows for both arms), 2,000 times.
+The arm and mode are chosen by the mean of the metric over the dev splits of all runs, from those that are not
+label-only. The interval resamples seeds and, within each, test rows (the same rows for both arms), 2,000 times.
 """
 
 from __future__ import annotations
@@ -87,10 +87,12 @@ def compare(runs: list[Path], task: dict[str, Any], a: str, b: str, metric: str)
 
     rng = np.random.default_rng(0)
     everything = [np.arange(len(g)) for g in gold]
-    draws = [
-        np.mean([difference(s, rng.integers(0, len(gold[s]), len(gold[s]))) for s in rng.integers(0, len(runs), len(runs))])
-        for _ in range(RESAMPLES)
-    ]
+
+    def resampled() -> float:
+        seeds = rng.integers(0, len(runs), len(runs))
+        return float(np.mean([difference(s, rng.integers(0, len(gold[s]), len(gold[s]))) for s in seeds]))
+
+    draws = [resampled() for _ in range(RESAMPLES)]
     low, high = np.percentile(draws, [2.5, 97.5])
     only_a = [int(((x == g) & (y != g)).sum()) for g, x, y in zip(gold, given_a, given_b, strict=True)]
     only_b = [int(((x != g) & (y == g)).sum()) for g, x, y in zip(gold, given_a, given_b, strict=True)]

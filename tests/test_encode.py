@@ -213,6 +213,8 @@ def test_a_text_never_becomes_a_control_token_and_is_read_back(name: str, text: 
     encoder = ENCODERS[name]
     ids = text_ids(encoder, text)
     assert encoder.controls.isdisjoint(ids)
+    # In these tokenizers every added token steers the model, special or not.
+    assert set(encoder.tokenizer.added_tokens_decoder).isdisjoint(ids)
     assert decode(encoder, ids) == text
 
 
@@ -256,6 +258,13 @@ def test_the_guard_stands_only_where_the_tokenizer_writes_before_a_text() -> Non
         assert text_ids(encoder, "Label:") != text_ids(encoder, " Label:")
     after = ENCODERS["metaspace with template"]
     assert decode(after, after.after) == " [/INST]"
+
+
+def test_an_added_token_that_neither_is_special_nor_stands_in_the_template_is_a_word() -> None:
+    tokenizer = tiny.byte_level(tiny.TURNS, tiny.QWEN3, end="<|im_end|>", plain_added=["<think>", "</think>", "joyful"])
+    encoder = encoder_of(tokenizer)
+    assert text_ids(encoder, "joyful") == [tokenizer.convert_tokens_to_ids("joyful")]
+    assert {tokenizer.convert_tokens_to_ids(name) for name in ("<think>", "</think>")} <= encoder.controls
 
 
 def test_an_unknown_character_may_be_the_unknown_token() -> None:

@@ -70,6 +70,13 @@ def test_the_tickets_example_reads_what_the_demo_writes(tmp_path: Path) -> None:
     assert reasoned.train == once.train
 
 
+def test_the_arms_of_the_small_emotion_example_take_the_same_steps() -> None:
+    made = config.load(ROOT / "examples" / "emotion-small.yaml")
+    assert [arm.arm for arm in made.classifier.arms] == ["label_only", "reason_then_label", "label_then_reason", "both"]
+    assert all(arm.train == made.classifier.train for arm in made.classifier.arms)
+    assert made.classifier.train.steps is not None
+
+
 def test_an_example_can_be_pointed_at_data_elsewhere() -> None:
     text = (ROOT / "examples" / "emotion-small.yaml").read_text(encoding="utf-8")
     shown = re.findall(r'--set (\S+)="\$SAYWHY_DATA(\S+)"', text)

@@ -147,6 +147,9 @@ def test_forbidden_tokens_are_never_written() -> None:
     for sampling in (GREEDY, Sampling(2.0, 1.0), Sampling(0.7, 0.5)):
         for one in generate.generate(model, prompts(2), frozenset([8]), forbidden, sampling, ROOMY):
             assert set(one.ids) <= {7, 9}
+    # The end is a control token too, and may yet be written.
+    closing = generate.generate(model, prompts(2), frozenset([8]), forbidden | {8, 9}, Sampling(2.0), ROOMY)
+    assert any(one.ended for one in closing) and all(set(one.ids) <= {7} for one in closing)
     certain = [replace(one, draws=np.full(LIMIT, np.nextafter(1.0, 0.0))) for one in prompts(2)]
     for one in generate.generate(model, certain, NOTHING, forbidden, Sampling(1.0, 1.0), ROOMY):
         assert set(one.ids) <= allowed, "the last draw before 1 must not fall off the end of the distribution"

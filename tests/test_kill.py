@@ -69,6 +69,10 @@ def without_times(value: Any) -> Any:
     return [without_times(inner) for inner in value] if isinstance(value, list) else value
 
 
+def journalled(run: Path, event: str) -> Counter[str]:
+    return Counter(one["stage"] for one in store.read_journal(run / "journal.jsonl") if one["event"] == event)
+
+
 def stopped(stop: tuple[Any, ...], config: Path, run: Path) -> subprocess.CompletedProcess[str]:
     _, room, name, at, when, number = stop
     script = [sys.executable, "-c", DRIVER, room, name, str(at), when, str(int(number)), str(config), str(run)]
@@ -102,14 +106,11 @@ def test_stopped_in_every_stage_a_run_ends_with_the_same_figures(
     capsys.readouterr()
     done = toy.run(data, run, **settings())
     assert without_times(done.metrics) == without_times(never.metrics)
-    journal = store.read_journal(run / "journal.jsonl")
-    finished = Counter(event["stage"] for event in journal if event["event"] == "done")
-    assert finished == Counter(
-        e["stage"] for e in store.read_journal(never.folder / "journal.jsonl") if e["event"] == "done"
-    )
-    assert set(finished.values()) == {1}, "a finished stage was done again"
-    begun = Counter(event["stage"] for event in journal if event["event"] == "begun")
-    assert begun == {"base": 2, "reasoner": 2, "reasonings": 2, "label_only": 2, "reason_then_label": 2}
+    assert journalled(run, "done") == journalled(never.folder, "done")
+    assert set(journalled(run, "done").values()) == {1}, "a finished stage was done again"
+    assert journalled(run, "begun") == {
+        "base": 2, "reasoner": 2, "reasonings": 2, "label_only": 2, "reason_then_label": 2,
+    }  # fmt: skip
     assert (run / "report.html").exists()
     assert not [path.name for path in run.iterdir() if path.name.endswith((".partial", ".old")) or path.name == ".lock"]
     for arm in ("label_only", "reason_then_label"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,13 @@ def page() -> Page:
     )
 
 
+@cache
+def words_quoted() -> int:
+    found = re.findall(r"the first (\d+) words of its clause", " ".join(PAGE.read_text(encoding="utf-8").split()))
+    assert len(found) == 1
+    return int(found[0])
+
+
 def label_by_page(total: int) -> str:
     for label, text in page().ranges.items():
         words = text.split()
@@ -88,7 +96,8 @@ def triage(text: str) -> tuple[str, int, list[str]]:
         status = page().statuses[words] if comma else "open"
         points = points if status in page().worth_points else 0
         total += points
-        steps.append(f"{name}{'' if status == 'open' else ', ' + status} {points}, sum {total}.")
+        opening = " ".join(clause.split()[: words_quoted()])
+        steps.append(f"{opening}: {name}{'' if status == 'open' else ', ' + status} {points}, sum {total}.")
         names.append(name)
     return " ".join(steps), total, names
 
@@ -140,6 +149,31 @@ def test_handbook_can_be_read_one_way_only() -> None:
     assert all(-2 <= fact.points <= 4 and fact.points for fact in tickets.HANDBOOK)
     for shares in (tickets.FACTS_PER_TICKET, tickets.STATUS_SHARES, tickets.FILLER_SHARES):
         assert sum(shares.values()) == 100
+
+
+def test_a_quote_names_one_wording() -> None:
+    clauses = [clause for fact in tickets.HANDBOOK for clause in fact.wordings]
+    openings = [clause.split()[: tickets.QUOTED_WORDS] for clause in clauses]
+    assert words_quoted() == tickets.QUOTED_WORDS
+    assert len({tuple(words) for words in openings}) == len(clauses) == 80
+    assert all(len(words) == tickets.QUOTED_WORDS for words in openings)
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [
+        (
+            "just one account is touched by it. the saved files have been wiped and lost, but that was a false alarm.",
+            "just one account: one user -1, sum -1. the saved files: data lost, false alarm 0, sum -1.",
+        ),
+        (
+            "good morning. doctors use it for their patients, as we see again now. a second try always works.",
+            "doctors use it: hospital 3, sum 3. a second try: way around -1, sum 2.",
+        ),
+    ],
+)
+def test_a_reasoning_quotes_names_and_adds_up(text: str, reasoning: str) -> None:
+    assert tickets.explain(text).reasoning == reasoning
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -203,7 +237,18 @@ def test_tickets_are_short_and_show_no_label_word() -> None:
     for reasoning in (*drawn.solutions.values(), *(case.reasoning for case in drawn.worked)):
         assert not any(label in reasoning for label in tickets.LABELS)
         assert REASONING_CUE not in reasoning and LABEL_CUE not in reasoning
-        assert len(reasoning.split()) <= 36
+        assert len(reasoning.split()) <= 40
+
+
+def test_reasonings_have_the_sizes_on_the_page() -> None:
+    words = " ".join(PAGE.read_text(encoding="utf-8").split())
+    shown = re.findall(r"A text has (\d+) words on average and a true reasoning (\d+) \((\d+) to (\d+)\)", words)
+    drawn = [DRAWN(seed) for seed in SEEDS]
+    texts = [len(text.split()) for one in drawn for text in all_texts(one)]
+    cases = [case.reasoning for one in drawn for case in one.worked]
+    told = [len(text.split()) for text in (*cases, *(text for one in drawn for text in one.solutions.values()))]
+    measured = (round(sum(texts) / len(texts)), round(sum(told) / len(told)), min(told), max(told))
+    assert [tuple(map(int, found)) for found in shown] == [measured]
 
 
 def test_fact_order_is_random() -> None:
@@ -215,8 +260,8 @@ def test_fact_order_is_random() -> None:
 @pytest.mark.parametrize(
     ("seed", "expected"),
     [
-        (0, "beed7cfd83dc4fc2bc861425934122e2b9e43a970c9fe2021a3ea2eb68036999"),
-        (1, "d3ce12b215b75c979695f565e9d5f8ec0c0a0a51d81c4b1c1bc119fcebf401f0"),
+        (0, "6b76407f028d556906ae4563ccc3819466307de20e1bdbc66681ceaa39f00255"),
+        (1, "2fa1593d3bb6e574d1301161b19bb1592c9227547b9d03f8382df5be3ebf1c90"),
     ],
 )
 def test_files_have_the_same_bytes_for_a_seed(seed: int, expected: str, tmp_path: Path) -> None:
@@ -268,12 +313,12 @@ def test_label_of_a_sum_is_the_range_that_holds_it(total: int) -> None:
 @pytest.mark.parametrize(
     ("reasoning", "expected"),
     [
-        ("checkout down 4, sum 4. test system -2, sum 2.", 2),
-        ("no hurry -2, sum -2.", -2),
+        ("the checkout is: checkout down 4, sum 4. this concerns the: test system -2, sum 2.", 2),
+        ("take all the: no hurry -2, sum -2.", -2),
         ("sum 4. sum", 4),
         ("sum 12", 12),
         ("sum 2, 7", 2),
-        ("checkout down 4.", None),
+        ("the checkout is: checkout down 4.", None),
         ("checksum 4", None),
         ("", None),
         ("sum " + "9" * 5000, None),
@@ -286,10 +331,10 @@ def test_last_sum(reasoning: str, expected: int | None) -> None:
 @pytest.mark.parametrize(
     ("reasoning", "label", "dropped"),
     [
-        ("checkout down 4, sum 4. hospital 3, sum 7.", "high", False),
-        ("checkout down 4, sum 4. hospital 3, sum 7.", "urgent", True),
-        ("checkout down 4, sum 4. passwords leaked 4, sum 8.", "high", True),
-        ("checkout down 4.", "high", True),
+        ("the checkout is: checkout down 4, sum 4. doctors use it: hospital 3, sum 7.", "high", False),
+        ("the checkout is: checkout down 4, sum 4. doctors use it: hospital 3, sum 7.", "urgent", True),
+        ("the checkout is: checkout down 4, sum 4. staff passwords have: passwords leaked 4, sum 8.", "high", True),
+        ("the checkout is: checkout down 4.", "high", True),
         ("", "low", True),
     ],
 )

@@ -204,6 +204,16 @@ def test_a_killed_training_ends_as_an_undisturbed_one(at: int, precision: str, t
         assert torch.equal(found[name], weight), name
 
 
+def test_dropout_is_on_in_training_and_off_in_judging(tmp_path: Path) -> None:
+    def quiet(model: Any) -> float:
+        return float(not model.training)
+
+    without, _ = run(tmp_path / "without", settings(layout="rows"))
+    trained, _ = run(tmp_path / "with", settings(layout="rows"), dev_score=quiet, model=with_dropout())
+    assert losses(trained)[0] != pytest.approx(losses(without)[0], rel=1e-4)
+    assert trained.dev == 1.0
+
+
 @pytest.mark.parametrize("file", ["weights", "optimizer"])
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -302,6 +312,21 @@ def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(tmp_pa
     with pytest.raises(WorkError, match=r"arm: the loss of step 1 is .* and its gradient (nan|inf)"):
         run(tmp_path, settings(), model=model)
     assert all(torch.equal(weight, before[name]) for name, weight in weights_of(model).items())
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_a_gpu_is_used_where_there_is_one(cuda: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def accelerator(cpu: bool) -> None:
+        asked.append(cpu)
+        raise Killed
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(loop, "Accelerator", accelerator)
+    with pytest.raises(Killed):
+        run(tmp_path, settings())
+    assert asked == [not cuda]
 
 
 def test_without_examples_there_is_nothing_to_train_on(tmp_path: Path) -> None:
@@ -458,7 +483,8 @@ def test_what_does_not_fit_is_cut_dropped_or_an_error(base: Path) -> None:
     assert (cut.cut, cut.dropped, len(cut.examples)) == ({"sadness": 1}, {}, 4)
     assert max(len(branch.ids) for branch in cut.examples[3].branches) <= 512
     dropped = encode(course(base, on_overflow="drop"), long_lessons())
-    assert dropped.dropped == {"sadness": 1} and [kept.id for kept in dropped.lessons] == ["0", "1", "2"]
+    assert (dropped.cut, dropped.dropped) == ({}, {"sadness": 1})
+    assert [kept.id for kept in dropped.lessons] == ["0", "1", "2"]
     with pytest.raises(RequestError, match=r"row long does not fit into the 512 tokens of .*data.on_overflow"):
         encode(course(base, on_overflow="error"), long_lessons())
     with pytest.raises(RequestError, match=r"leave no room for a text in the 512 tokens"):

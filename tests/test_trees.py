@@ -172,7 +172,8 @@ def test_paths_lead_from_the_root_to_every_leaf_and_home_finds_each_token_in_the
     wanted = [path_to(leaf, parent) for leaf in leaves]
     width = max(map(len, wanted))
     assert pack.paths.tolist() == [path + [0] * (width - len(path)) for path in wanted]
-    np.testing.assert_array_equal(pack.paths.reshape(-1)[pack.home], np.arange(pack.ids.size))
+    flat = pack.paths.reshape(-1).tolist()
+    assert pack.home.tolist() == [flat.index(position) for position in range(pack.ids.size)]
     np.testing.assert_array_equal(pack.home % width, pack.depth[0])
 
 

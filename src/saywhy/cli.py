@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -235,13 +233,13 @@ def _bars(prediction: Prediction) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 stopped."""
+    code = 0
     try:
-        result = app(list(arguments) if arguments is not None else None, standalone_mode=False)
-        code = result if isinstance(result, int) else 0
-    except click.ClickException as problem:
-        problem.show()
-        return problem.exit_code
-    except (click.Abort, KeyboardInterrupt):
+        # Alone it shows mistakes in the arguments itself, and leaves with a code: Ctrl-C too.
+        app(None if arguments is None else list(arguments), standalone_mode=True)
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 0
+    except KeyboardInterrupt:
         code = STOPPED
     except RequestError as problem:
         print(f"saywhy: {problem}", file=sys.stderr)
@@ -249,12 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkError as problem:
         print(f"saywhy: {problem}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # The reader of our output left, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     if code == STOPPED:
-        # Typer makes an exit code of Ctrl-C by itself, so both ways lead here.
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
     return code
 

@@ -22,7 +22,7 @@ from saywhy.config import Arm, Config, FromScratch, needed_base
 from saywhy.data import Data, read
 from saywhy.lm.encode import segments, text_ids
 from saywhy.lm.load import config_of, make_scratch
-from saywhy.pipeline import NEEDS_REASONINGS, scratch_texts, worked_lessons
+from saywhy.pipeline import NEEDS_REASONINGS, missing, refuse_early, scratch_texts, worked_lessons
 from saywhy.train.folder import Course, Encoded, Lesson, encode
 from saywhy.train.loop import packs_tokens, plan_steps
 from saywhy.trees import pack_trees
@@ -49,6 +49,7 @@ class Estimate:
 
 def show(config: Config) -> None:
     """Print the dry run. Reads tokenizer, config and data, never weights, and keeps nothing."""
+    refuse_early(config)
     # Labels and notes hold what rows hold: a bracket there is no style.
     console = Console(markup=False, emoji=False, highlight=False)
     data = read(config)
@@ -59,6 +60,7 @@ def show(config: Config) -> None:
             _show_example(console, estimate)
         _show_lengths(console, estimates)
         _show_costs(console, estimates)
+    _show_left_out(console, config, estimates)
 
 
 def _estimates(config: Config, data: Data, folder: Path) -> list[Estimate]:
@@ -102,7 +104,7 @@ def _base(config: Config, data: Data, folder: Path, stage: str) -> str:
     if not path.exists():
         size = base.scratch
         texts = scratch_texts(config, data)
-        make_scratch(path, texts, size.width, size.layers, size.heads, size.vocabulary, config.seed)
+        make_scratch(path, texts, size, config.seed)
     return str(path)
 
 
@@ -159,17 +161,18 @@ def _shortened(text: str) -> str:
 def _show_lengths(console: Console, estimates: Sequence[Estimate]) -> None:
     """Print how long texts are in tokens and how many do not fit, by class."""
     for estimate in estimates:
-        encoder, cut = estimate.encoded.encoder, estimate.encoded.cut
+        encoder = estimate.encoded.encoder
+        cut, dropped = estimate.encoded.cut, estimate.encoded.dropped
         lengths: dict[str, list[int]] = defaultdict(list)
         for lesson in estimate.encoded.lessons:
             lengths[lesson.group].append(len(text_ids(encoder, "".join(lesson.pieces))))
         table = Table(title=f"{estimate.name}: tokens of a text (room for {encoder.prompt.room})")
-        for column in ("class", "rows", "median", "95%", "most", "cut"):
+        for column in ("class", "rows", "median", "95%", "most", "cut", "dropped"):
             table.add_column(column)
         for label, sizes in list(lengths.items())[:20]:
             middle, high = np.percentile(sizes, [50, 95])
-            row = (str(len(sizes)), f"{middle:.0f}", f"{high:.0f}", str(max(sizes)), str(cut.get(label, 0)))
-            table.add_row(label or "(all)", *row)
+            row = (str(len(sizes)), f"{middle:.0f}", f"{high:.0f}", str(max(sizes)))
+            table.add_row(label or "(all)", *row, str(cut.get(label, 0)), str(dropped.get(label, 0)))
         console.print(table)
 
 
@@ -197,6 +200,16 @@ def _show_costs(console: Console, estimates: Sequence[Estimate]) -> None:
     steps = {estimate.steps for estimate in estimates if estimate.name != "reasoner"}
     if len(steps) > 1:
         console.print("The arms differ in steps: a difference between them may be one of training length.")
+
+
+def _show_left_out(console: Console, config: Config, estimates: Sequence[Estimate]) -> None:
+    """Say which arms would not be trained, and which are only not reckoned here."""
+    for note in missing(config):
+        console.print(note)
+    shown = {estimate.name for estimate in estimates}
+    unknown = [arm.name for arm in config.classifier.arms if config.reasonings.teacher and arm.name not in shown]
+    if unknown:
+        console.print(f"Not reckoned, since nobody knows how long their reasonings will be: {', '.join(unknown)}.")
 
 
 def _passes(estimate: Estimate) -> float:

@@ -51,7 +51,7 @@ def run(config: Config, folder: Path, more_checks: Sequence[checks.Check] = (), 
     request lacks is said before anything is written.
     """
     arms = _taught(config)
-    _refuse_early(config, until)
+    refuse_early(config, until)
     data = read(config)
     with store.open_run(folder):
         store.write_text(folder / "config.yaml", dump(config))
@@ -62,7 +62,7 @@ def run(config: Config, folder: Path, more_checks: Sequence[checks.Check] = (), 
         written = _reasonings(this, explainer)
         if until == "reason":
             return folder / "reasonings"
-        for note in _missing(config):
+        for note in missing(config):
             say(note)
         # 3 each arm is trained on the same rows, with or without the kept reasonings
         base = _base(this, "classifier")
@@ -88,7 +88,7 @@ def _taught(config: Config) -> list[Arm]:
     return sorted(arms, key=lambda arm: arm.match is not None)
 
 
-def _refuse_early(config: Config, until: str) -> None:
+def refuse_early(config: Config, until: str = "report") -> None:
     """Refuse what no stage could do: a teacher of a later version, modes of no arm, bases that are not there."""
     if "api" in config.reasonings.teacher:
         raise RequestError(
@@ -145,7 +145,7 @@ def _base(this: Run, stage: str) -> tuple[str, str]:
         "base",
         size.model_dump(),
         {"texts": store.hash_of(texts), "seed": this.config.seed},
-        lambda out: make_scratch(out, texts, size.width, size.layers, size.heads, size.vocabulary, this.config.seed),
+        lambda out: make_scratch(out, texts, size, this.config.seed),
     )
     return str(made.folder), made.stamp
 
@@ -234,7 +234,8 @@ def _teacher(this: Run, name: str, explainer: Made | None) -> Teacher:
     return given(data.reasonings if name == "column" else data.file_reasonings)
 
 
-def _missing(config: Config) -> list[str]:
+def missing(config: Config) -> list[str]:
+    """Say which arms cannot be trained for want of reasonings, and what would give them."""
     taught = {arm.name for arm in _taught(config)}
     skipped = [arm.name for arm in config.classifier.arms if arm.name not in taught]
     if not skipped:
@@ -247,10 +248,14 @@ def _missing(config: Config) -> list[str]:
 
 def _not_fitting(name: str, facts: Mapping[str, Any], answered: Mapping[str, int]) -> list[str]:
     """Say which texts an arm did not see whole: `facts` of its training, rows `answered` that were cut, by class."""
-    trained, verb = (facts["dropped"], "left out") if facts["dropped"] else (facts["cut"], "cut in the middle")
+    counted = (
+        ("train", facts["dropped"], "left out"),
+        ("train", facts["cut"], "cut in the middle"),
+        ("test", answered, "cut in the middle"),
+    )
     return [
         f"{name}: {sum(by_class.values())} texts of {split} did not fit and were {how} ({_listed(by_class)})."
-        for split, by_class, how in (("train", trained, verb), ("test", answered, "cut in the middle"))
+        for split, by_class, how in counted
         if by_class
     ]
 
@@ -296,7 +301,7 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Pat
     kinds = {arm.name: arm.arm for arm in config.classifier.arms}
     dev: dict[str, evaluate.Answers] = {}
     test: dict[str, evaluate.Answers] = {}
-    notes = _missing(config)
+    notes = missing(config)
     train = {name: store.read_json(made.folder / "train.json") for name, made in arms.items()}
     for name, made in arms.items():
         for mode in _modes(config, kinds[name]):

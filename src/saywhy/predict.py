@@ -111,7 +111,9 @@ class TextClassifier:
         if not self.classes_:
             raise RequestError("each row of this task has its own choices, so there is no table; call the classifier")
         found = self._ask(texts, self.mode)
-        return np.array([[p.probabilities[label] for label in self.classes_] for p in found]).reshape(len(found), -1)
+        return np.array([[p.probabilities[label] for label in self.classes_] for p in found]).reshape(
+            -1, len(self.classes_)
+        )
 
     def explain(self, texts: Sequence[Text]) -> list[Prediction]:
         """Give predictions with their reasonings, in the mode of the arm that writes them."""

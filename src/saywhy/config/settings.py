@@ -193,6 +193,7 @@ class Scratch(Settings):
     vocabulary: int = Field(
         default=3000, ge=260, description="tokens of the tokenizer, 256 of them bytes; ours, as width"
     )
+    init: float = Field(default=0.02, gt=0, description="spread of the first weights; that of transformers")
     heads: int = Field(default=4, ge=1, description="attention heads; width is a multiple of twice this")
 
     @model_validator(mode="after")
@@ -236,7 +237,7 @@ class Train(Settings):
         default=0.05, ge=0, lt=1, description="share of the steps with rising rate; the card has 10 steps"
     )
     beta2: float = Field(
-        default=0.999, gt=0, lt=1, description="Adam's memory of squared gradients; its paper's, 0.95 suits scratch bases"
+        default=0.999, gt=0, lt=1, description="share that Adam keeps of past squared gradients; from its paper"
     )
     weight_decay: float = Field(default=0.0, ge=0, description="from the card")
     clip: float = Field(default=1.0, gt=0, description="longest gradient of a step; the default of common trainers")
@@ -302,16 +303,16 @@ class Reasoner(Settings):
 class ReasoningsFile(Settings):
     """A file that brings reasonings by row id."""
 
-    path: Words
-    id: Words = "id"
-    reasoning: Words = "reasoning"
+    path: Words = Field(description="a file, a folder or a hub id; 'id:split' picks a part")
+    id: Words = Field(default="id", description="the column with the ids of training rows")
+    reasoning: Words = Field(default="reasoning", description="a column or a template, as task.text")
 
 
 class Api(Settings):
     """An OpenAI-compatible server that writes reasonings."""
 
     base_url: Words | None = Field(default=None, description="null: the client's own")
-    model: Words | None = None
+    model: Words | None = Field(default=None, description="the server's name for its model; no default")
     key_env: Words = Field(default="OPENAI_API_KEY", description="the environment variable that holds the key")
     concurrency: int = Field(default=8, ge=1, description="requests under way at once; ours")
 
@@ -359,10 +360,10 @@ class Arm(Settings):
     """One way to train a classifier, under a name of its own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.]*$", description="names its folder; absent: as arm")
-    arm: ArmName
+    arm: ArmName = Field(description="what is taught: the label, the reasoning first, it second, or both orders")
     train: Train = Field(default=Train(), description="what differs from classifier.train; once loaded, all of it")
     match: Literal["tokens"] | None = Field(default=None, description="tokens: as many as the arm `to` computes")
-    to: str | None = None
+    to: str | None = Field(default=None, description="the name of the arm it is matched with; goes with `match`")
 
     @classmethod
     def _written(cls, value: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
+from saywhy.config import Scratch
 from saywhy.lm.forward import PATHS, read_paths
 from saywhy.records import RequestError
 from saywhy.store import sha256_folder
@@ -86,9 +87,7 @@ def why_no_tree(model: Any) -> str:
     return ""
 
 
-def make_scratch(
-    folder: Path, texts: Iterable[str], width: int, layers: int, heads: int, vocabulary: int, seed: int
-) -> None:
+def make_scratch(folder: Path, texts: Iterable[str], size: Scratch, seed: int) -> None:
     """Write a small Llama with random weights and a byte-level BPE tokenizer trained on `texts`, as a model folder.
 
     Digits stand alone, so that sums are not learnt number by number.
@@ -99,7 +98,7 @@ def make_scratch(
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=size.vocabulary,
         special_tokens=["<pad>", "<bos>", "<eos>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -115,14 +114,15 @@ def make_scratch(
     )
     config = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=width,
-        intermediate_size=-(-width * 8 // 3 // 32) * 32,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        hidden_size=size.width,
+        intermediate_size=-(-size.width * 8 // 3 // 32) * 32,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
         max_position_embeddings=SCRATCH_CONTEXT,
         # Tied, so small a model learns far more slowly: 19.5% mean recall where untied has 67.8% (LOG.md, 2026-11-20).
         tie_word_embeddings=False,
+        initializer_range=size.init,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,

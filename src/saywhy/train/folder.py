@@ -61,7 +61,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Lessons as examples with the encoder that made them, and what was cut or dropped, by group."""
+    """Lessons as examples with the encoder that made them, and by group how many were cut or else dropped."""
 
     encoder: Encoder
     examples: tuple[Example, ...]
@@ -81,7 +81,6 @@ def encode(course: Course, lessons: Sequence[Lesson]) -> Encoded:
     examples, kept = [], []
     for lesson in lessons:
         head, was_cut = prompt_ids(encoder, lesson.pieces)
-        cut[lesson.group] += was_cut
         if was_cut and course.on_overflow == "error":
             raise RequestError(
                 f"row {lesson.id} does not fit into the {context} tokens of {course.base}; shorten it, or set "
@@ -90,6 +89,7 @@ def encode(course: Course, lessons: Sequence[Lesson]) -> Encoded:
         if was_cut and course.on_overflow == "drop":
             dropped[lesson.group] += 1
             continue
+        cut[lesson.group] += was_cut
         kept.append(lesson)
         examples.append(_example(encoder, head, lesson, course.settings, weights.get(lesson.group, 1.0)))
     return Encoded(encoder, tuple(examples), tuple(kept), dict(+cut), dict(+dropped))
@@ -134,9 +134,9 @@ def train(
     `folder` is unfinished until this returns; called again after a kill it goes on where it was.
     """
     encoded = encode(course, lessons)
-    if encoded.cut:
-        verb = "dropped" if course.on_overflow == "drop" else "cut in the middle"
-        say(f"{title}: {sum(encoded.cut.values())} texts do not fit and are {verb}")
+    for by_group, how in ((encoded.cut, "cut in the middle"), (encoded.dropped, "dropped")):
+        if by_group:
+            say(f"{title}: {sum(by_group.values())} texts do not fit and are {how}")
     model = model_of(course.base, course.trust_remote_code)
     lm = bind(model, encoded.encoder)
     work = folder / "work"
