@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from saywhy.config import Scratch
 from saywhy.lm.forward import PATHS, read_paths
-from saywhy.records import RequestError
+from saywhy.records import LABEL_CUE, REASONING_CUE, RequestError
 from saywhy.store import sha256_folder
 
 ATTENTION = ("sdpa", PATHS, "eager", "flex_attention")
@@ -21,6 +21,7 @@ ALIBI_MODELS = {"bloom", "mpt"}
 # Recurrent models whose config names no layer types, and whose recurrence calls itself attention.
 RECURRENT_MODELS = {"rwkv"}
 SCRATCH_CONTEXT = 1024
+CUES = (f"\n{LABEL_CUE}", f"\n{REASONING_CUE}", LABEL_CUE, REASONING_CUE)
 
 
 def tokenizer_of(base: str | Path, trust_remote_code: bool = False) -> Any:
@@ -104,6 +105,8 @@ def make_scratch(folder: Path, texts: Iterable[str], size: Scratch, seed: int) -
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # What ends a label shares the label's weight in the loss: as one token it takes little of it.
+    tokenizer.add_tokens([AddedToken(cue, normalized=False) for cue in CUES])
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

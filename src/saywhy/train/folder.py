@@ -24,6 +24,7 @@ from saywhy.train.loop import Example, Trained, finetune
 
 # A reasoning may become this much longer than the longest one that was trained (design: Labels are scored).
 LIMIT = 1.5
+DONE = "work.done"
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,13 @@ def train(
     model = model_of(course.base, course.trust_remote_code)
     lm = bind(model, encoded.encoder)
     work = folder / "work"
+    shutil.rmtree(folder / DONE, ignore_errors=True)
     work.mkdir(exist_ok=True)
     score = None if dev_score is None else lambda: dev_score(lm)
     trained = finetune(model, encoded.examples, course.settings, course.seed, work, title, score)
     _write(folder, course, encoded, model, trained)
-    shutil.rmtree(work)
+    # Under another name first: a kill in the middle must not leave half a checkpoint to go on from.
+    shutil.rmtree(work.rename(folder / DONE))
 
 
 def _write(folder: Path, course: Course, encoded: Encoded, model: Any, trained: Trained) -> None:
