@@ -21,10 +21,12 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL"
 
 # Does `saywhy run` and stops itself with a signal at the n-th call of one function, before or after the call's work.
 DRIVER = """
-import importlib, os, sys
+import importlib, os, signal, sys
 import torch
 from saywhy import cli, reasonings
 
+# A test run that was started in the background inherits that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 reasonings.ROWS_PER_PART = 16
 room, name, at, when, number, config, run = sys.argv[1:]
