@@ -21,7 +21,7 @@ def findings() -> list[tuple[str, str]]:
     found.append(("processors", f"{os.cpu_count()}, {torch.get_num_threads()} threads used"))
     found.append(("memory", f"{memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} GiB free"))
     for name, kind in (("float32", torch.float32), ("bf16", torch.bfloat16)):
-        found.append((f"{name} on the CPU", f"{_rate(kind) / 1e9:.0f} GFLOP/s in matrix products"))
+        found.append((f"{name} on the CPU", f"{matrix_rate(kind, 'cpu') / 1e9:.0f} GFLOP/s in matrix products"))
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
@@ -31,12 +31,13 @@ def findings() -> list[tuple[str, str]]:
     return found
 
 
-def _rate(kind: torch.dtype) -> float:
+def matrix_rate(kind: torch.dtype, device: str) -> float:
     """Measure matrix products: floating-point operations a second."""
-    a = torch.randn(SIZE, SIZE).to(kind)
-    _ = a @ a
+    a = torch.randn(SIZE, SIZE, device=device).to(kind)
+    float((a @ a)[0, 0])
     began, count = time.monotonic(), 0
     while time.monotonic() - began < SECONDS:
-        _ = a @ a
+        # Reading a number waits for the product, also where it is computed elsewhere.
+        float((a @ a)[0, 0])
         count += 1
     return 2 * SIZE**3 * count / (time.monotonic() - began)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from saywhy import classifier, reasoner
 from saywhy.config import Arm, Config, FromScratch, needed_base
 from saywhy.data import Data, read
+from saywhy.doctor import matrix_rate
 from saywhy.lm.encode import segments, text_ids
 from saywhy.lm.load import config_of, make_scratch
 from saywhy.pipeline import NEEDS_REASONINGS, missing, refuse_early, scratch_texts, worked_lessons
@@ -180,7 +180,7 @@ def _show_costs(console: Console, estimates: Sequence[Estimate]) -> None:
     table = Table(title="cost of each training (memory and time are rough)")
     for column in ("model", "rows", "steps", "tokens computed", "tokens trained on", "memory", "time"):
         table.add_column(column)
-    rate = _matrix_rate()
+    rate = matrix_rate(torch.float32, "cuda" if torch.cuda.is_available() else "cpu")
     for estimate in estimates:
         parameters = _parameters(estimate.course.base)
         rows = len(estimate.encoded.examples)
@@ -222,18 +222,6 @@ def _parameters(base: str) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(base))
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _matrix_rate() -> float:
-    """Measure matrix products where training would run: floating-point operations a second."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.randn(512, 512, device=device)
-    float((a @ a).sum())
-    began, count = time.monotonic(), 0
-    while time.monotonic() - began < 0.2:
-        float((a @ a).sum())
-        count += 1
-    return 2 * 512**3 * count / (time.monotonic() - began)
 
 
 def _duration(seconds: float) -> str:
