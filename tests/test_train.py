@@ -27,7 +27,7 @@ from saywhy.lm.forward import log_probs
 from saywhy.prompts import REASONER, target, targets
 from saywhy.records import RequestError, WorkError
 from saywhy.train import folder as train_folder
-from saywhy.train import loop
+from saywhy.train import loop, optimizers
 from saywhy.train.folder import Course, Lesson, encode
 from saywhy.train.loop import Example, Trained, finetune, plan_steps, rate_at
 from saywhy.trees import Branch, pack_trees
@@ -89,14 +89,32 @@ def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
         assert torch.norm(found[name] - weight) <= tolerance * torch.norm(weight), name
 
 
+@torch.no_grad()
+def muon_step(parameter: torch.Tensor, momentum: torch.Tensor, rate: float, decay: float) -> None:
+    """Step by the formulas of the papers (Jordan 2024; 2502.16982, section 2.2)."""
+    assert parameter.grad is not None
+    momentum.lerp_(parameter.grad, 0.05)
+    wide = parameter.grad.lerp(momentum, 0.95).bfloat16()
+    tall = wide.shape[0] > wide.shape[1]
+    wide = wide.T if tall else wide
+    wide = wide / wide.norm()
+    for _ in range(5):
+        square = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
+    parameter.mul_(1 - rate * decay)
+    parameter.sub_((wide.T if tall else wide) * rate * 0.2 * max(parameter.shape) ** 0.5)
+
+
 def by_hand(chosen: Train) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Train with transformers, torch and the written rules alone, one row at a time."""
     model = tiny.model("llama")
     model.set_attn_implementation("eager")
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    inside = [p for name, p in model.named_parameters() if "_proj" in name and chosen.optimizer == "muon"]
+    matrices = [p for p in model.parameters() if p.ndim >= 2 and not any(p is other for other in inside)]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": chosen.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, chosen.beta2))
+    optimizer = torch.optim.AdamW(groups, lr=1.0)
+    momentum = [torch.zeros_like(p) for p in inside]
     steps, found = chosen.steps or 0, []
     rise = math.ceil(chosen.warmup * steps)
     for step, rows in enumerate(plan_steps(EXAMPLES, chosen, 5)):
@@ -113,8 +131,10 @@ def by_hand(chosen: Train) -> tuple[list[float], dict[str, torch.Tensor]]:
         share = (step + 1) / rise if step < rise else 0.5 + 0.5 * math.cos(math.pi * (step - rise) / (steps - rise))
         for group in optimizer.param_groups:
             group["lr"] = chosen.learning_rate * share
+        for parameter, kept in zip(inside, momentum, strict=True):
+            muon_step(parameter, kept, chosen.learning_rate * share, chosen.weight_decay)
         optimizer.step()
-        optimizer.zero_grad()
+        model.zero_grad()
         found.append(value)
     return found, weights_of(model)
 
@@ -127,6 +147,31 @@ def test_training_is_what_a_loop_by_hand_does(layout: str, tmp_path: Path) -> No
     assert losses(trained) == pytest.approx(wanted, rel=1e-5)
     assert_close(found, weights, 1e-3)
     assert trained.layout == layout
+
+
+def test_muon_steps_as_its_papers_say(tmp_path: Path) -> None:
+    chosen = settings(optimizer="muon", steps=4, weight_decay=0.3, learning_rate=1e-2)
+    wanted, weights = by_hand(chosen)
+    trained, found = run(tmp_path, chosen)
+    assert losses(trained) == pytest.approx(wanted, rel=1e-3)
+    assert_close(found, weights, 1e-2)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma3", "mixtral"])
+def test_muon_takes_the_matrices_inside_the_layers(name: str) -> None:
+    model = tiny.model(name)
+    names = {id(p): name for name, p in model.named_parameters()}
+    muon, adamw = optimizers.make(model, settings(optimizer="muon"))
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    left = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert taken == {name for name in names.values() if ".layers." in name and model.get_parameter(name).ndim == 2}
+    assert taken | left == set(names.values()) and not taken & left
+
+
+def test_muon_is_refused_where_torch_lacks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(RequestError, match=r"optimizer: muon needs torch 2\.9 or later.*set adamw"):
+        run(tmp_path, settings(optimizer="muon"))
 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
@@ -190,9 +235,11 @@ def with_dropout() -> Any:
 
 
 @pytest.mark.parametrize("at", [1, 2, 4, 6])
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_killed_training_ends_as_an_undisturbed_one(at: int, precision: str, tmp_path: Path) -> None:
-    chosen = settings(steps=12, evaluations=6, checkpoint_every=3, precision=precision, weight_decay=0.1)
+@pytest.mark.parametrize(("precision", "optimizer"), [("float32", "adamw"), ("bf16", "adamw"), ("float32", "muon")])
+def test_a_killed_training_ends_as_an_undisturbed_one(at: int, precision: str, optimizer: str, tmp_path: Path) -> None:
+    chosen = settings(
+        steps=12, evaluations=6, checkpoint_every=3, precision=precision, optimizer=optimizer, weight_decay=0.1
+    )
     wanted, weights = run(tmp_path / "whole", chosen, dev_score=dying(0), model=with_dropout())
     with pytest.raises(Killed):
         run(tmp_path / "killed", chosen, dev_score=dying(at), model=with_dropout())

@@ -24,6 +24,7 @@ from saywhy.lm.load import why_no_tree
 from saywhy.lm.score import Lay
 from saywhy.progress import say, track
 from saywhy.records import RequestError, WorkError
+from saywhy.train import optimizers
 from saywhy.train.selfcheck import check_packs
 from saywhy.trees import Branch, Pack, pack_alone, pack_rows, pack_trees
 
@@ -145,10 +146,8 @@ def finetune(
     model.to(accelerator.device)
     choice = _choose(model, examples, batches[0], settings, folder, accelerator)
     losses = Losses(model, choice["precision"])
-    fused = accelerator.device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(_groups(model, settings), lr=0.0, betas=(0.9, settings.beta2), fused=fused)
-    losses, optimizer = accelerator.prepare(losses, optimizer)
-    state = _resume(model, optimizer, folder) or Trained(layout=choice["layout"], precision=choice["precision"])
+    losses, *steppers = accelerator.prepare(losses, *optimizers.make(model, settings))
+    state = _resume(model, steppers, folder) or Trained(layout=choice["layout"], precision=choice["precision"])
     evaluate_at = {math.ceil(len(batches) * (k + 1) / settings.evaluations) for k in range(settings.evaluations)}
     lay = LAYOUTS[choice["layout"]]
     with track(title, sum(map(len, batches)), "rows") as advance:
@@ -159,7 +158,7 @@ def finetune(
             torch.manual_seed(seed * 1_000_003 + step)
             rows = [examples[row] for row in batches[step]]
             packs = _packs(rows, lay, settings.pack_tokens, accelerator)
-            for group in optimizer.param_groups:
+            for group in (group for stepper in steppers for group in stepper.param_groups):
                 group["lr"] = rate_at(step, len(batches), settings)
             model.train()
             loss = _step(losses, packs, rows, accelerator)
@@ -170,15 +169,16 @@ def finetune(
                     f"{title}: the loss of step {step + 1} is {loss} and its gradient {gradient}; lower learning_rate "
                     f"({settings.learning_rate})"
                 )
-            optimizer.step()
-            optimizer.zero_grad()
+            for stepper in steppers:
+                stepper.step()
+                stepper.zero_grad()
             model.eval()
             state = _count(state, rows, packs, loss, time.monotonic() - began, len(batches))
             advance(len(rows), packs_tokens(packs), f"loss {loss:.3f}")
             if dev_score is not None and state.steps in evaluate_at:
                 state = _judge(model, dev_score(), state, folder, title, accelerator)
             if state.steps % settings.checkpoint_every == 0 and state.steps < len(batches):
-                _keep(model, optimizer, state, folder, accelerator)
+                _keep(model, steppers, state, folder, accelerator)
     accelerator.wait_for_everyone()
     if state.dev is not None:
         model.load_state_dict(_untied(load_file(folder / "best.safetensors"), model))
@@ -215,14 +215,6 @@ def _step(losses: Any, packs: Sequence[Pack], rows: Sequence[Example], accelerat
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
     return float(accelerator.reduce(total, "sum"))
-
-
-def _groups(model: Any, settings: Train) -> list[dict[str, Any]]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 def _choose(
@@ -324,7 +316,7 @@ def _untied(weights: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Ten
     return {name: weights[owner[tensor.data_ptr()]] for name, tensor in state.items()}
 
 
-def _keep(model: Any, optimizer: Any, state: Trained, folder: Path, accelerator: Accelerator) -> None:
+def _keep(model: Any, steppers: Sequence[Any], state: Trained, folder: Path, accelerator: Accelerator) -> None:
     """Write a checkpoint and remove the one before; at every moment one of the two is whole."""
     if not accelerator.is_main_process:
         return
@@ -333,12 +325,7 @@ def _keep(model: Any, optimizer: Any, state: Trained, folder: Path, accelerator:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _save(_weights(model), partial / "weights.safetensors")
-    moments = {
-        f"{index}.{name}": value if isinstance(value, torch.Tensor) else torch.tensor(float(value))
-        for index, moment in optimizer.state_dict()["state"].items()
-        for name, value in moment.items()
-    }
-    _save(moments, partial / "optimizer.safetensors")
+    _save(optimizers.moments(steppers), partial / "optimizer.safetensors")
     store.write_json(partial / "state.json", asdict(state))
     partial.rename(step)
     for older in sorted(folder.glob("step-*"))[:-1]:
@@ -355,16 +342,12 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
         raise WorkError(f"{path} cannot be written ({problem}); make room and run the same command again") from problem
 
 
-def _resume(model: Any, optimizer: Any, folder: Path) -> Trained | None:
+def _resume(model: Any, steppers: Sequence[Any], folder: Path) -> Trained | None:
     found = sorted(folder.glob("step-*"))
     if not found:
         return None
     model.load_state_dict(_untied(load_file(found[-1] / "weights.safetensors"), model))
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in load_file(found[-1] / "optimizer.safetensors").items():
-        index, moment = name.split(".", 1)
-        moments.setdefault(int(index), {})[moment] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    optimizers.restore(steppers, load_file(found[-1] / "optimizer.safetensors"))
     saved = store.read_json(found[-1] / "state.json")
     saved["curve"] = tuple((int(step), float(loss)) for step, loss in saved["curve"])
     say(f"going on from step {saved['steps']}")

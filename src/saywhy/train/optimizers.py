@@ -1,0 +1,63 @@
+"""What takes a step from gradients to weights, and what of it a checkpoint has to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saywhy.config import Train
+from saywhy.records import RequestError
+
+
+def make(model: Any, settings: Train) -> list[Any]:
+    """Make the optimizers of a training, all at rate 0 until the schedule sets it.
+
+    `adamw` takes every parameter. `muon` (Jordan 2024) turns the momentum of every matrix inside the layers into the
+    nearest orthogonal one and scales it to the size of AdamW's steps (2502.16982, section 2.2), so that one rate serves
+    both; embeddings, head and vectors stay with AdamW. Vectors do not decay. RequestError where torch has no Muon.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    inside = {id(p) for p in _matrices(model)} if settings.optimizer == "muon" else set()
+    rest = [p for p in trained if id(p) not in inside]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = model.device.type in ("cpu", "cuda")
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=fused)
+    if not inside:
+        return [adamw]
+    if not hasattr(torch.optim, "Muon"):
+        raise RequestError(f"optimizer: muon needs torch 2.9 or later, and this is {torch.__version__}; set adamw")
+    matrices = [p for p in trained if id(p) in inside]
+    muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [muon, adamw]
+
+
+def _matrices(model: Any) -> list[Tensor]:
+    """Give the weights that turn one hidden state into another: neither looked up by token nor read as logits."""
+    tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table}
+    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in tables]
+
+
+def moments(optimizers: Sequence[Any]) -> dict[str, Tensor]:
+    """Give all that optimizers remember as named tensors: `optimizer.parameter.name`."""
+    return {
+        f"{place}.{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(float(value))
+        for place, optimizer in enumerate(optimizers)
+        for index, moment in optimizer.state_dict()["state"].items()
+        for name, value in moment.items()
+    }
+
+
+def restore(optimizers: Sequence[Any], saved: Mapping[str, Tensor]) -> None:
+    """Give optimizers back what `moments` took from them."""
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for key, tensor in saved.items():
+        place, index, name = key.split(".", 2)
+        states[int(place)].setdefault(int(index), {})[name] = tensor
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
