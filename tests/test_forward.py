@@ -222,9 +222,9 @@ def test_a_model_that_cannot_read_trees_is_named_and_read_row_by_row(name: str) 
         name, "its layers are linear_attention"
     )
     assert why_no_tree(model) == reason
-    assert bind(model, None).lay is pack_alone  # type: ignore[arg-type]
+    assert not bind(model, None).reads_trees  # type: ignore[arg-type]
     some = LONG_TRUNK[:4]
-    found = packed(model, bind(model, None).lay(some, WIDE), some)  # type: ignore[arg-type]
+    found = packed(model, pack_alone(some, WIDE), some)
     assert_same(found, row_by_row(model, some), 1e-5)
 
 
@@ -232,7 +232,7 @@ def test_models_that_read_trees_are_not_refused_and_other_attention_is() -> None
     for name in tiny.CONFIGS:
         assert why_no_tree(tiny.model(name)) == "", name
     model = tiny.model("llama")
-    assert bind(model, None).lay is pack_trees  # type: ignore[arg-type]
+    assert bind(model, None).reads_trees  # type: ignore[arg-type]
     model.config._attn_implementation = "flash_attention_2"
     assert why_no_tree(model) == (
         "its attention is flash_attention_2, and token trees know sdpa, saywhy_paths, eager, flex_attention"

@@ -106,7 +106,7 @@ def test_rows_that_leave_the_batch_change_nothing(name: str, leave_at: float, mo
     monkeypatch.setattr(
         generate._Batch,
         "_leave",
-        lambda self, staying, fresh: sizes.append(len(staying)) or leave(self, staying, fresh),
+        lambda self, reading, staying, fresh: sizes.append(len(staying)) or leave(self, reading, staying, fresh),
     )
     monkeypatch.setattr(generate, "LEAVE_AT", leave_at)
     assert texts(write(model, asked, WARM)) == wanted

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from saywhy import predict
 from saywhy.lm import bind
 from saywhy.lm.encode import make_encoder, prompt_ids, render, text_ids
 from saywhy.lm.generate import Written
-from saywhy.predict import Classifier, answer
+from saywhy.predict import PRUNE, Classifier
 from saywhy.prompts import task_instruction
 from saywhy.records import Prediction, RequestError, Row, Task
 
 AWKWARD = ("yes", "yes and no", "no", "1", "12", "NA", "null", "да", "喜び", "☺ smile", "- ", "Label: x")
 TEXTS = ("i feel so alone", "a lovely morning, the birds are singing and so am i", "7", "ünï <eos> <|x|>", "")
 ROWS = [Row(str(at), text) for at, text in enumerate(TEXTS)]
+# Nothing is left out, except where a test says so.
+answer = partial(predict.answer, prune=0.0)
 
 
 def classifier(
@@ -112,6 +115,42 @@ def test_a_hundred_and_fifty_labels() -> None:
     heads = len(prompt_ids(c.lm.encoder, ("", TEXTS[0], ""))[0]) + len(text_ids(c.lm.encoder, "Label:"))
     tokens = [tuple(text_ids(c.lm.encoder, f" {label}")) for label in labels]
     assert found.tokens == heads + len({t[:n] for t in tokens for n in range(1, len(t) + 1)})
+
+
+def confident(name: str) -> Classifier:
+    """A model whose labels differ by orders of magnitude, so that there is something to leave out."""
+    c = classifier("label_only", (*AWKWARD, "yes and maybe", "yes and no and both"), name)
+    with torch.no_grad():
+        c.lm.model.get_output_embeddings().weight.mul_(4.0)
+    return c
+
+
+@pytest.mark.parametrize("prune", [1.0, 0.3, 1e-2, PRUNE, 1e-9])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "mamba"])
+def test_pruning_finds_the_best_label_and_bounds_what_it_leaves_out(name: str, prune: float) -> None:
+    c = confident(name)
+    whole, found = answer(c, ROWS, "label"), answer(c, ROWS, "label", prune=prune)
+    for exact, one in zip(whole, found, strict=True):
+        assert one.label == exact.label and exact.pruned == 0.0
+        left = [label for label, p in one.probabilities.items() if p == 0]
+        assert sum(exact.probabilities[label] for label in left) <= one.pruned * (1 + 1e-4)
+        assert one.pruned <= prune * len(c.task.labels)
+        kept = {label: p for label, p in exact.probabilities.items() if label not in left}
+        assert {label: one.probabilities[label] for label in kept} == pytest.approx(
+            {label: p / sum(kept.values()) for label, p in kept.items()}, rel=1e-3
+        )
+    spared = sum(p.tokens for p in whole) - sum(p.tokens for p in found)
+    assert spared > 0 if prune >= PRUNE else spared >= 0
+    assert any(0 in one.probabilities.values() for one in found) or prune < PRUNE
+
+
+def test_pruning_is_alike_in_every_batch() -> None:
+    c = confident("llama")
+    together = answer(c, ROWS, "label", prune=1e-2)
+    for row, one in zip(ROWS, together, strict=True):
+        alone = answer(c, [row], "label", prune=1e-2)[0]
+        assert one.probabilities == pytest.approx(alone.probabilities, rel=1e-4)
+        assert one.pruned == pytest.approx(alone.pruned, rel=1e-3, abs=1e-12)
 
 
 def test_choices_of_a_row_take_the_place_of_the_labels() -> None:

@@ -17,7 +17,7 @@ from saywhy.lm.load import base_hash, config_of, make_scratch, tokenizer_of
 from saywhy.predict import answer, load, too_long
 from saywhy.progress import say
 from saywhy.prompts import MODES, task_instruction
-from saywhy.records import RequestError, Row, WorkError
+from saywhy.records import Prediction, RequestError, Row, WorkError
 from saywhy.teachers import Teacher, given
 from saywhy.train.folder import Lesson
 from saywhy.version import versions
@@ -355,12 +355,17 @@ def _answers(this: Run, made: Made, mode: str, split: str, rows: Sequence[Row]) 
     """Let a model folder, as written and loaded again, answer a split; answers whose stamp matches stand."""
     name = f"{made.folder.name}-{mode}-{split}"
     path = this.folder / "predictions" / f"{name}.parquet"
-    stamp = store.fingerprint("predictions", {"mode": mode}, {"model": made.stamp, "rows": fingerprint(rows)})
+    asked = this.config.evaluate
+    settings = {"mode": mode, "prune": asked.prune}
+    stamp = store.fingerprint("predictions", settings, {"model": made.stamp, "rows": fingerprint(rows)})
     if store.table_stamp(path) != stamp:
         model = load(made.folder)
-        budget = this.config.evaluate.batch_tokens
         path.parent.mkdir(exist_ok=True)
         facts = {"cut": too_long(model, rows)}
-        evaluate.answer(lambda some: answer(model, some, mode, budget, name), rows, path, this.data.task, stamp, facts)
+
+        def ask(some: Sequence[Row]) -> list[Prediction]:
+            return answer(model, some, mode, asked.batch_tokens, name, asked.prune)
+
+        evaluate.answer(ask, rows, path, this.data.task, stamp, facts)
         store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "done"})
     return evaluate.load_answers(path, this.data.task)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from saywhy.data import read_rows
 from saywhy.data.read import Table
 from saywhy.data.rows import make_rows
 from saywhy.lm import LM
-from saywhy.lm.encode import Segment, branch, decode, part_ids, prompt_ids
+from saywhy.lm.encode import decode, part_ids, prompt_ids
 from saywhy.lm.folder import load as load_folder
 from saywhy.lm.generate import Asked, Sampling, draws, generate
-from saywhy.lm.score import score
-from saywhy.metrics import apply_temperature
+from saywhy.lm.score import score, trie_of
+from saywhy.metrics import apply_temperature, give_back_pruned
 from saywhy.progress import track
 from saywhy.prompts import MODES, REASONER, Part, row_pieces, target
 from saywhy.records import LABEL_CUE, REASONING_CUE, Prediction, RequestError, Row, Task
@@ -34,8 +34,8 @@ Text = str | Mapping[str, Any]
 # Rows that are held as tokens at one time, however large the file is.
 ROWS_AT_ONCE = 2048
 BUDGET = 16384
-# A pack of labels to be scored is no longer than this: a dense mask costs the square of it.
-PACK_TOKENS = 2048
+# A label is left out when its beginning is so much less likely than the best label (design: Labels are scored).
+PRUNE = 1e-4
 # Up to so many rows the answer is there before a bar would be.
 SHOW_PROGRESS_FROM = 200
 
@@ -202,7 +202,8 @@ def calibrated(classifier: Classifier, predictions: Iterable[Prediction], mode: 
     for prediction in predictions:
         names = list(prediction.probabilities)
         raw = np.array([[prediction.probabilities[name] for name in names]])
-        scaled = apply_temperature(raw, temperature)[0].tolist()
+        whole = give_back_pruned(raw, np.array([prediction.pruned]), np.ones_like(raw, dtype=bool))
+        scaled = apply_temperature(whole, temperature)[0].tolist()
         yield replace(prediction, probabilities=dict(zip(names, scaled, strict=True)))
 
 
@@ -212,10 +213,12 @@ def answer(
     mode: str,
     budget: int = BUDGET,
     title: str = "",
+    prune: float = PRUNE,
 ) -> list[Prediction]:
     """Predict rows in one mode, probabilities before temperature, in the order of the rows.
 
-    `budget` bounds the tokens of a forward pass. With a `title` progress is shown under it.
+    `budget` bounds the tokens of a forward pass. With a `title` progress is shown under it. A label less likely than
+    `prune` times the best one may be left out; its probability is then 0, and `pruned` bounds what is missing.
     """
     check_mode(classifier, mode)
     ask = {"label": _label, "reason": _reason, "explain": _explain}[mode]
@@ -223,7 +226,7 @@ def answer(
     with track(title, len(rows), "rows", bool(title)) as advance:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
-            answers = ask(classifier, some, budget)
+            answers = ask(classifier, some, budget, prune)
             advance(len(some), sum(a.tokens for a in answers), "")
             found += answers
     return found
@@ -239,14 +242,14 @@ def _heads(classifier: Classifier, rows: Sequence[Row]) -> list[list[int]]:
     return [prompt_ids(classifier.lm.encoder, row_pieces(row))[0] for row in rows]
 
 
-def _label(classifier: Classifier, rows: Sequence[Row], budget: int) -> list[Prediction]:
+def _label(classifier: Classifier, rows: Sequence[Row], budget: int, prune: float) -> list[Prediction]:
     """The label alone, scored behind the prompt."""
     cue = part_ids(classifier.lm.encoder, Part("cue", LABEL_CUE, ""))
     heads = [[*head, *cue] for head in _heads(classifier, rows)]
-    return _scored(classifier, rows, heads, budget)
+    return _scored(classifier, rows, heads, budget, prune)
 
 
-def _reason(classifier: Classifier, rows: Sequence[Row], budget: int) -> list[Prediction]:
+def _reason(classifier: Classifier, rows: Sequence[Row], budget: int, prune: float) -> list[Prediction]:
     """Write the reasoning until the label's cue or the limit, put the canonical cue in its place, score the labels."""
     encoder = classifier.lm.encoder
     opening = part_ids(encoder, Part("cue", REASONING_CUE, ""))
@@ -264,7 +267,7 @@ def _reason(classifier: Classifier, rows: Sequence[Row], budget: int) -> list[Pr
         [*head, *(part_ids(encoder, Part("reasoning", f" {reasoning}", ""))), *closing]
         for head, reasoning in zip(heads, reasonings, strict=True)
     ]
-    predictions = _scored(classifier, rows, asked, budget)
+    predictions = _scored(classifier, rows, asked, budget, prune)
     return [
         replace(
             prediction,
@@ -277,10 +280,10 @@ def _reason(classifier: Classifier, rows: Sequence[Row], budget: int) -> list[Pr
     ]
 
 
-def _explain(classifier: Classifier, rows: Sequence[Row], budget: int) -> list[Prediction]:
+def _explain(classifier: Classifier, rows: Sequence[Row], budget: int, prune: float) -> list[Prediction]:
     """The label first, then the reasoning after it."""
     encoder = classifier.lm.encoder
-    predictions = _label(classifier, rows, budget)
+    predictions = _label(classifier, rows, budget, prune)
     heads = []
     for head, prediction in zip(_heads(classifier, rows), predictions, strict=True):
         cue, label, reasoning_cue, *_ = target("label_then_reason", prediction.label, "")
@@ -312,26 +315,23 @@ def _write(
 
 
 def _scored(
-    classifier: Classifier, rows: Sequence[Row], heads: Sequence[Sequence[int]], budget: int
+    classifier: Classifier, rows: Sequence[Row], heads: Sequence[Sequence[int]], budget: int, prune: float
 ) -> list[Prediction]:
     """Score every label of every row: the probability of its whole token sequence and of what follows it."""
-    encoder = classifier.lm.encoder
-    labels = {label for row in rows for label in row.choices or classifier.task.labels}
-    answers = {label: tuple(part_ids(encoder, Part("label", f" {label}", ""))) for label in labels}
-    branches, owner = [], []
-    for at, (row, head) in enumerate(zip(rows, heads, strict=True)):
-        for place, label in enumerate(row.choices or classifier.task.labels):
-            for follow in _follows(classifier):
-                branches.append(branch(head, [Segment("label", (*answers[label], follow), 1.0)]))
-                owner.append((at, place))
-    scores = score(classifier.lm.model, branches, min(budget, PACK_TOKENS), classifier.lm.lay)
-    totals: list[dict[int, float]] = [{} for _ in rows]
-    for (at, place), found in zip(owner, scores.log_probs.tolist(), strict=True):
-        totals[at][place] = float(np.logaddexp(totals[at].get(place, -math.inf), found))
+    trie = cache(lambda labels: trie_of(_sequences(classifier, labels)))
+    lm, choices = classifier.lm, [row.choices or classifier.task.labels for row in rows]
+    prompts = [np.array(head, dtype=np.int64) for head in heads]
+    found = score(lm.model, prompts, [trie(labels) for labels in choices], prune, budget, lm.reads_trees)
     return [
-        _prediction(row.choices or classifier.task.labels, list(total.values()), scores.tokens / len(rows))
-        for row, total in zip(rows, totals, strict=True)
+        _prediction(labels, log_probs, float(pruned), found.tokens / len(rows))
+        for labels, log_probs, pruned in zip(choices, found.log_probs, found.pruned, strict=True)
     ]
+
+
+def _sequences(classifier: Classifier, labels: Sequence[str]) -> list[list[tuple[int, ...]]]:
+    """Give all token sequences that complete each label: its own, and one of those that may follow it."""
+    ids = [part_ids(classifier.lm.encoder, Part("label", f" {label}", "")) for label in labels]
+    return [[(*label, follow) for follow in _follows(classifier)] for label in ids]
 
 
 def _follows(classifier: Classifier) -> tuple[int, ...]:
@@ -342,8 +342,9 @@ def _follows(classifier: Classifier) -> tuple[int, ...]:
     return (encoder.end, part_ids(encoder, Part("cue", f"\n{REASONING_CUE}", ""))[0])
 
 
-def _prediction(labels: Sequence[str], scores: Sequence[float], tokens: float) -> Prediction:
-    values = np.exp(np.array(scores) - max(scores))
+def _prediction(labels: Sequence[str], log_probs: Floats, pruned: float, tokens: float) -> Prediction:
+    values = np.exp(log_probs - log_probs.max())
     values /= values.sum()
-    best = int(np.argmax(values))
-    return Prediction(labels[best], dict(zip(labels, values.tolist(), strict=True)), tokens=tokens, strict=labels[best])
+    best = labels[int(np.argmax(values))]
+    named = dict(zip(labels, values.tolist(), strict=True))
+    return Prediction(best, named, tokens=tokens, strict=best, pruned=pruned)

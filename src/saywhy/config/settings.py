@@ -193,7 +193,6 @@ class Scratch(Settings):
     vocabulary: int = Field(
         default=3000, ge=260, description="tokens of the tokenizer, 256 of them bytes; ours, as width"
     )
-    init: float = Field(default=0.02, gt=0, description="spread of the first weights; that of transformers")
     heads: int = Field(default=4, ge=1, description="attention heads; width is a multiple of twice this")
 
     @model_validator(mode="after")
@@ -410,6 +409,9 @@ class Evaluate(Settings):
     """How the arms are asked."""
 
     batch_tokens: int = Field(default=8192, ge=16, description="tokens asked at once; ours: bounds memory only")
+    prune: float = Field(
+        default=1e-4, ge=0, le=1, description="leave a label whose beginning is so much less likely than the best label"
+    )
     explain_rows: int = Field(
         default=200, ge=0, description="rows that are explained after their label; ours: enough to read"
     )

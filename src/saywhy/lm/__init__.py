@@ -7,8 +7,6 @@ from typing import Any
 
 from saywhy.lm.encode import Encoder
 from saywhy.lm.load import why_no_tree
-from saywhy.lm.score import Lay
-from saywhy.trees import pack_alone, pack_trees
 
 
 @dataclass(frozen=True)
@@ -18,10 +16,6 @@ class LM:
     model: Any
     encoder: Encoder
     reads_trees: bool
-
-    @property
-    def lay(self) -> Lay:
-        return pack_trees if self.reads_trees else pack_alone
 
 
 def bind(model: Any, encoder: Encoder) -> LM:

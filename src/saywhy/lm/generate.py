@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from saywhy.lm.forward import as_attention, by_layer
-from saywhy.trees import Floats, Ints, common
+from saywhy.lm.cache import Reading, Trunk, read_trunk
+from saywhy.lm.forward import head
+from saywhy.trees import Floats, Ints
 
 # A batch is made smaller when this share of its rows has finished.
 LEAVE_AT = 0.25
@@ -72,13 +72,15 @@ def generate(
     `padded` is False for models that can read no mask of ours: their rows are written one by one.
     """
     written: list[Written | None] = [None] * len(prompts)
+    trunk = read_trunk(model, [one.ids for one in prompts]) if padded and prompts else None
+    part = 0.0 if trunk is None else len(trunk.ids) / len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
     while order:
         longest = len(prompts[order[-1]].ids) + len(prompts[order[-1]].draws)
         size = max(1, budget // longest) if padded else 1
         batch, order = order[-size:], order[:-size]
         asked = [prompts[i] for i in batch]
-        found = _Batch(model, asked, ends, forbidden, sampling, stop, padded).run()
+        found = _Batch(model, asked, ends, forbidden, sampling, stop, trunk, part).run()
         for i, one in zip(batch, found, strict=True):
             written[i] = one
     return [one for one in written if one is not None]
@@ -95,18 +97,21 @@ class _Batch:
         forbidden: frozenset[int],
         sampling: Sampling,
         stop: Callable[[Sequence[int]], bool] | None,
-        padded: bool,
+        trunk: Trunk | None,
+        trunk_part: float,
     ) -> None:
+        self.trunk_part = trunk_part
         self.model, self.asked, self.ends, self.sampling, self.stop = model, asked, ends, sampling, stop
         self.device = model.device
         self.forbidden = torch.tensor(sorted(forbidden - ends), dtype=torch.long, device=self.device)
-        self.padded = padded
+        self.reading = None if trunk is None else Reading(model, trunk, [one.ids for one in asked])
+        self.shared = 0 if trunk is None else len(trunk.ids)
         self.texts: list[list[int]] = [[] for _ in asked]
         self.ended = [False] * len(asked)
         self.rows = list(range(len(asked)))
 
     def run(self) -> list[Written]:
-        logits = self._read_prompts() if self.padded else self._read_alone()
+        logits = self._read_alone() if self.reading is None else head(self.model, self.reading.hidden).float()
         limit = max(len(asked.draws) for asked in self.asked)
         for step in range(limit):
             fresh = self._draw(logits, step)
@@ -116,45 +121,15 @@ class _Batch:
             if step + 1 == limit:
                 break
             staying = [at for at in range(len(self.rows)) if at not in leaving]
-            if self.padded and len(leaving) >= LEAVE_AT * len(self.rows):
-                fresh = self._leave(staying, fresh)
+            if self.reading is not None and len(leaving) >= LEAVE_AT * len(self.rows):
+                fresh = self._leave(self.reading, staying, fresh)
             logits = self._step(fresh)
         return [
-            Written(tuple(text), ended, self.shared / len(self.asked) + len(asked.ids) - self.shared + len(text))
+            Written(tuple(text), ended, self.trunk_part + len(asked.ids) - self.shared + len(text))
             for text, ended, asked in zip(self.texts, self.ended, self.asked, strict=True)
         ]
 
-    def _read_prompts(self) -> Tensor:
-        """Compute what all prompts share once, then the rest of each, padded on the left."""
-        ids = [asked.ids for asked in self.asked]
-        self.shared = min(min(common(ids[0], other) for other in ids), min(map(len, ids)) - 1)
-        self.cache = DynamicCache()
-        if self.shared:
-            trunk = torch.from_numpy(ids[0][: self.shared])[None].to(self.device)
-            places = torch.arange(self.shared, device=self.device)
-            mask = self._mask(places[None], places[None], torch.ones_like(places, dtype=torch.bool)[None])
-            self._forward(trunk, places[None], mask)
-            self.cache.batch_repeat_interleave(len(ids))
-        width = max(map(len, ids)) - self.shared
-        rest = np.zeros((len(ids), width), dtype=np.int64)
-        depth = np.zeros((len(ids), width), dtype=np.int64)
-        valid = np.zeros((len(ids), width), dtype=bool)
-        for at, one in enumerate(ids):
-            own = len(one) - self.shared
-            rest[at, width - own :] = one[self.shared :]
-            depth[at, width - own :] = np.arange(self.shared, len(one))
-            valid[at, width - own :] = True
-        query = torch.from_numpy(depth).to(self.device)
-        trunk_depth = torch.arange(self.shared, device=self.device).expand(len(ids), -1)
-        self.depth = torch.cat([trunk_depth, query], 1)
-        self.valid = torch.cat(
-            [torch.ones_like(trunk_depth, dtype=torch.bool), torch.from_numpy(valid).to(self.device)], 1
-        )
-        mask = self._mask(query, self.depth, self.valid, diagonal=True)
-        return self._forward(torch.from_numpy(rest).to(self.device), query, mask)
-
     def _read_alone(self) -> Tensor:
-        self.shared = 0
         self.carried: dict[str, Any] = {}
         return self._forward_alone(torch.from_numpy(self.asked[0].ids)[None].to(self.device))
 
@@ -164,38 +139,10 @@ class _Batch:
         return output.logits[:, -1].float()
 
     def _step(self, fresh: Tensor) -> Tensor:
-        if not self.padded:
+        if self.reading is None:
             return self._forward_alone(fresh[:, None])
-        depth = self.depth[:, -1:] + 1
-        self.depth = torch.cat([self.depth, depth], 1)
-        self.valid = torch.cat([self.valid, torch.ones_like(depth, dtype=torch.bool)], 1)
-        return self._forward(fresh[:, None], depth, self._mask(depth, self.depth, self.valid))
-
-    def _forward(self, ids: Tensor, depth: Tensor, mask: Any) -> Tensor:
-        output = self.model(
-            input_ids=ids,
-            position_ids=depth,
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float()
-
-    def _mask(self, query: Tensor, key: Tensor, valid: Tensor, diagonal: bool = False) -> Any:
-        """Mask (b, 1, q, k): a token reads the valid ones at or before its depth, inside its layer's window."""
-        seen = valid[:, None, :] & (key[:, None, :] <= query[:, :, None])
-        if diagonal:
-            # A padded token must read something, or its softmax is not a number and spoils the rows that skip it.
-            seen[:, :, key.shape[1] - query.shape[1] :] |= torch.eye(
-                query.shape[1], dtype=torch.bool, device=seen.device
-            )
-
-        def inside(window: int | None) -> Tensor:
-            near = seen if window is None else seen & (query[:, :, None] - key[:, None, :] < window)
-            return as_attention(self.model, near[:, None])
-
-        return by_layer(self.model, inside)
+        hidden = self.reading.on(fresh[:, None], self.reading.depth[:, -1:] + 1)
+        return head(self.model, hidden[:, 0]).float()
 
     def _draw(self, logits: Tensor, step: int) -> Tensor:
         if len(self.forbidden):
@@ -231,9 +178,7 @@ class _Batch:
                 leaving.add(at)
         return leaving
 
-    def _leave(self, staying: list[int], fresh: Tensor) -> Tensor:
-        keep = torch.tensor(staying, device=self.device)
-        self.cache.batch_select_indices(keep)
-        self.depth, self.valid = self.depth[keep], self.valid[keep]
+    def _leave(self, reading: Reading, staying: list[int], fresh: Tensor) -> Tensor:
+        reading.keep(staying)
         self.rows = [self.rows[at] for at in staying]
-        return fresh[keep]
+        return fresh[staying]

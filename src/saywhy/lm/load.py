@@ -125,7 +125,6 @@ def make_scratch(folder: Path, texts: Iterable[str], size: Scratch, seed: int) -
         max_position_embeddings=SCRATCH_CONTEXT,
         # Tied, so small a model learns far more slowly: 19.5% mean recall where untied has 67.8% (LOG.md, 2026-11-20).
         tie_word_embeddings=False,
-        initializer_range=size.init,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,

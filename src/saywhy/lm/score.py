@@ -1,38 +1,195 @@
-"""Score labels: the log-probability of what might follow a prompt, read off a trie."""
+"""Score answers: the probability of each whole answer behind a prompt, read off the trie of their tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from saywhy.lm.forward import log_probs
-from saywhy.trees import Branch, Floats, Pack
+from saywhy.lm.cache import Reading, Trunk, read_trunk
+from saywhy.lm.forward import SLICE_NUMBERS, head
+from saywhy.trees import Floats, Ints
 
-Lay = Callable[[Sequence[Branch], int], list[Pack]]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Trie:
+    """Answers as a tree of tokens, parents before their children; node 0 is the root, before the first token.
+
+    `token`, `parent`, `depth` (n,) int64. `ends` holds for each answer the nodes that complete it. `under` (n, n) bool:
+    `under[i, j]` where j is i or one of its ancestors, the root left out. `column` (n,) int64 is each token's place in
+    `tokens`, the sorted tokens that occur.
+    """
+
+    token: Ints
+    parent: Ints
+    depth: Ints
+    ends: tuple[Ints, ...]
+    under: Bools
+    tokens: Ints
+    column: Ints
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`log_probs` (n,) float64, one a branch; `tokens` computed for all of them together, shared ones once."""
+    """`log_probs`, for every row one (answers,) float64, -inf where an answer was left out.
 
-    log_probs: Floats
+    `pruned` (rows,) float64 bounds the share of a row's probability that the answers left out may have; `tokens` is
+    what was computed for all rows together, shared ones once.
+    """
+
+    log_probs: tuple[Floats, ...]
+    pruned: Floats
     tokens: int
 
 
-@torch.inference_mode()
-def score(model: Any, branches: Sequence[Branch], budget: int, lay: Lay) -> Scores:
-    """Sum each branch's log-probabilities over the tokens whose weight is above 0.
+def trie_of(answers: Sequence[Sequence[Sequence[int]]]) -> Trie:
+    """Build the trie of answers, each of which has one or more sequences of tokens that complete it."""
+    places: dict[tuple[int, ...], int] = {(): 0}
+    for sequence in (sequence for answer in answers for sequence in answer):
+        for n in range(1, len(sequence) + 1):
+            places.setdefault(tuple(sequence[:n]), len(places))
+    under = np.zeros((len(places), len(places)), dtype=bool)
+    for path, at in places.items():
+        under[at, [places[path[:n]] for n in range(1, len(path) + 1)]] = True
+    token = np.array([path[-1] if path else 0 for path in places], dtype=np.int64)
+    tokens, column = np.unique(token, return_inverse=True)
+    return Trie(
+        token,
+        np.array([places[path[:-1]] for path in places], dtype=np.int64),
+        np.array([len(path) for path in places], dtype=np.int64),
+        tuple(np.array([places[tuple(sequence)] for sequence in answer]) for answer in answers),
+        under,
+        tokens,
+        column,
+    )
 
-    `budget` bounds the tokens of a forward pass; `lay` is how branches become packs.
+
+@torch.inference_mode()
+def score(
+    model: Any, prompts: Sequence[Ints], tries: Sequence[Trie], prune: float, budget: int, padded: bool = True
+) -> Scores:
+    """Score the answers of every row behind its prompt; rows may share a trie.
+
+    A trie is read level by level, the likeliest nodes first. A node is left when its path is less likely than `prune`
+    times the best complete answer: no answer is likelier than its beginning, so the best one is found whatever `prune`
+    is, and 0 leaves out nothing. `budget` bounds the tokens of a batch; `padded` is False for models that can read no
+    mask of ours: they read row by row.
     """
-    total = np.zeros(len(branches))
+    searches = [_Search(trie, prune) for trie in tries]
+    if not padded:
+        tokens = sum(_alone(model, prompt, search) for prompt, search in zip(prompts, searches, strict=True))
+    else:
+        trunk = read_trunk(model, prompts)
+        tokens = len(trunk.ids)
+        order = sorted(range(len(prompts)), key=lambda at: (len(prompts[at]), at))
+        while order:
+            size = max(1, budget // len(prompts[order[-1]]))
+            batch, order = order[-size:], order[:-size]
+            tokens += _together(model, trunk, [prompts[at] for at in batch], [searches[at] for at in batch])
+    return Scores(
+        tuple(search.answers() for search in searches), np.array([search.pruned() for search in searches]), tokens
+    )
+
+
+class _Search:
+    """What is known of one row: the log-probability of the path to each node, -inf where its parent was not read."""
+
+    def __init__(self, trie: Trie, prune: float) -> None:
+        self.trie = trie
+        self.least = np.log(prune) if prune else -np.inf
+        self.known = np.full(len(trie.token), -np.inf)
+        self.known[0] = 0.0
+        self.unread = np.zeros(len(trie.token), dtype=bool)
+        self.unread[trie.parent[1:]] = True
+        self.complete = np.zeros(len(trie.token), dtype=bool)
+        self.complete[np.concatenate(trie.ends)] = True
+
+    def note(self, nodes: Ints, log_probs: Floats) -> None:
+        """Take down what follows some nodes: `log_probs` (k, tokens of the trie)."""
+        for node, line in zip(nodes.tolist(), log_probs, strict=True):
+            children = np.flatnonzero(self.trie.parent[1:] == node) + 1
+            self.known[children] = self.known[node] + line[self.trie.column[children]]
+        self.unread[nodes] = False
+
+    def wanted(self) -> Ints:
+        """Choose the nodes to read next; none where all that is left is too unlikely."""
+        best = self.known[self.complete | self.unread].max()
+        return np.flatnonzero(self.unread & (self.known > -np.inf) & (self.known >= best + self.least))
+
+    def answers(self) -> Floats:
+        return np.array([np.logaddexp.reduce(self.known[nodes]) for nodes in self.trie.ends])
+
+    def pruned(self) -> float:
+        left = float(np.exp(self.known[self.unread]).sum())
+        return left / (left + float(np.exp(self.answers()).sum()))
+
+
+def _together(model: Any, trunk: Trunk, prompts: Sequence[Ints], searches: Sequence[_Search]) -> int:
+    """Read the tries of a batch of rows through one cache; give the tokens computed."""
+    reading = Reading(model, trunk, prompts)
+    tokens, width = reading.tokens, 0
+    for search, line in zip(searches, _log_probs(model, reading.hidden, [s.trie for s in searches]), strict=True):
+        search.note(np.zeros(1, dtype=np.int64), line[None])
+    # Which node of its trie each row read at each place behind its prompt, -1 where it read nothing.
+    behind = [np.zeros(0, dtype=np.int64) for _ in prompts]
+    staying = list(range(len(prompts)))
+    while True:
+        wanted = {row: nodes for row in staying if len(nodes := searches[row].wanted())}
+        if not wanted:
+            return tokens
+        if len(wanted) < len(staying):
+            reading.keep([at for at, row in enumerate(staying) if row in wanted])
+            staying = list(wanted)
+        most = max(map(len, wanted.values()))
+        ids = np.zeros((len(staying), most), dtype=np.int64)
+        # What pads reads the prompt alone, and nothing reads it.
+        depth = np.zeros((len(staying), most), dtype=np.int64)
+        chain = np.zeros((len(staying), most, width + most), dtype=bool)
+        for at, (row, nodes) in enumerate(wanted.items()):
+            trie, count = searches[row].trie, len(nodes)
+            behind[row] = np.concatenate([behind[row], nodes, np.full(most - count, -1)])
+            ids[at, :count] = trie.token[nodes]
+            depth[at] = len(prompts[row])
+            depth[at, :count] += trie.depth[nodes] - 1
+            chain[at, :count] = trie.under[nodes[:, None], behind[row][None]] & (behind[row] >= 0)
+        hidden = reading.on(torch.from_numpy(ids).to(model.device), torch.from_numpy(depth).to(model.device), chain)
+        width += most
+        counts = [len(nodes) for nodes in wanted.values()]
+        read = torch.cat([states[:count] for states, count in zip(hidden, counts, strict=True)])
+        owners = [searches[row].trie for row, nodes in wanted.items() for _ in nodes]
+        lines = iter(_log_probs(model, read, owners))
+        for row, nodes in wanted.items():
+            searches[row].note(nodes, np.stack([next(lines) for _ in nodes]))
+        tokens += sum(counts)
+
+
+def _log_probs(model: Any, hidden: Tensor, tries: Sequence[Trie]) -> list[Floats]:
+    """Give for every state (k, d) the log-probabilities of its trie's tokens, without holding all logits at once."""
+    rows = max(1, SLICE_NUMBERS // model.config.get_text_config().vocab_size)
+    found: list[Floats] = []
+    for start in range(0, len(hidden), rows):
+        logits = head(model, hidden[start : start + rows]).float()
+        total = torch.logsumexp(logits, -1).double().cpu().numpy()
+        for line, sum_, trie in zip(logits, total, tries[start : start + rows], strict=True):
+            found.append(line[torch.from_numpy(trie.tokens).to(line.device)].double().cpu().numpy() - sum_)
+    return found
+
+
+def _alone(model: Any, prompt: Ints, search: _Search) -> int:
+    """Read one row without a cache: the prompt again before every node; give the tokens computed."""
     tokens = 0
-    for pack in lay(branches, budget):
-        found = log_probs(model, pack).double().cpu().numpy()
-        np.add.at(total, pack.branch, found)
-        tokens += pack.tokens
-    return Scores(total, tokens)
+    while len(wanted := search.wanted()):
+        for node in wanted:
+            way = np.flatnonzero(search.trie.under[node])
+            ids = torch.from_numpy(np.concatenate([prompt, search.trie.token[way]]))[None].to(model.device)
+            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1:]
+            search.note(np.array([node]), _log_probs(model, hidden, [search.trie])[0][None])
+            tokens += ids.shape[1]
+    return tokens

@@ -21,13 +21,13 @@ from saywhy import store
 from saywhy.config import Train
 from saywhy.lm.forward import log_probs
 from saywhy.lm.load import why_no_tree
-from saywhy.lm.score import Lay
 from saywhy.progress import say, track
 from saywhy.records import RequestError, WorkError
 from saywhy.train import optimizers
 from saywhy.train.selfcheck import check_packs
 from saywhy.trees import Branch, Pack, pack_alone, pack_rows, pack_trees
 
+Lay = Callable[[Sequence[Branch], int], list[Pack]]
 LAYOUTS: dict[str, Lay] = {"tree": pack_trees, "rows": pack_rows, "alone": pack_alone}
 CURVE_POINTS = 200
 TIMED_STEPS = 2
