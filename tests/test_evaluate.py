@@ -290,7 +290,7 @@ def moods(n: int, seed: int, split: str, wrong: float = 0.0) -> list[Row]:
 def test_the_floors_are_the_most_frequent_label_and_a_learned_one() -> None:
     train, dev, test = moods(120, 0, "a"), moods(40, 1, "d"), [*moods(40, 2, "t"), Row("t40", "rain w1", "mad")]
     answers = evaluate.floor_answers(TASK, train, dev, test)
-    scores = evaluate.floors(TASK, answers)
+    scores = evaluate.floor_scores(TASK, answers)
     majority, linear = scores["majority"], scores["linear"]
     assert majority is not None
     assert linear is not None
@@ -337,7 +337,7 @@ def test_balanced_weights_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     predict = evaluate.linear(TASK, train, dev)
     assert predict is not None
     assert "glad" in {said.label for said in predict(dev)}
-    monkeypatch.setattr(evaluate, "CLASS_WEIGHTS", (None,))
+    monkeypatch.setattr(evaluate.floors, "CLASS_WEIGHTS", (None,))
     predict = evaluate.linear(TASK, train, dev)
     assert predict is not None
     assert {said.label for said in predict(dev)} == {"sad"}
@@ -359,7 +359,7 @@ def test_there_is_no_linear_floor_without_two_labels_and_words(train: list[Row])
     assert evaluate.linear(TASK, train, []) is None
     answers = evaluate.floor_answers(TASK, train, TEST, TEST)
     assert list(answers) == ["majority"]
-    assert evaluate.floors(TASK, answers)["linear"] is None
+    assert evaluate.floor_scores(TASK, answers)["linear"] is None
 
 
 def test_own_choices_have_the_most_frequent_position_as_floor() -> None:
@@ -369,7 +369,7 @@ def test_own_choices_have_the_most_frequent_position_as_floor() -> None:
     assert list(answers) == ["majority"]
     # The third position was the most frequent; where there are two, the second is.
     assert answers["majority"]["test"].labels == ("k", "j")
-    scores = evaluate.floors(PICK, answers)
+    scores = evaluate.floor_scores(PICK, answers)
     assert scores["linear"] is None
     assert (scores["majority"] or {})["accuracy"] == 1.0
 
@@ -561,7 +561,7 @@ def test_the_temperature_is_that_of_dev() -> None:
 
 def test_the_floors_temperature_is_that_of_dev_too() -> None:
     dev, test = overconfident(400, 0.6, 0, "d"), overconfident(400, 0.9, 1, "t")
-    scores = evaluate.floors(TASK, {"linear": {"dev": dev, "test": test}})
+    scores = evaluate.floor_scores(TASK, {"linear": {"dev": dev, "test": test}})
     assert scores["linear"] == evaluate.score(TASK, test, evaluate.temperature_of(TASK, dev))
 
 
@@ -632,3 +632,45 @@ def test_plain(value: object, expected: object) -> None:
     assert found == expected
     assert type(found) is type(expected)
     assert_plain(found)
+
+
+def answered(said: Sequence[tuple[str, float]], gold: Sequence[str], tokens: float) -> Answers:
+    """Answers of one system: a label with its probability a row, the rest shared by the others."""
+    rows = [Row(f"r{i}", "x", label) for i, label in enumerate(gold)]
+    shares = [{one: p if one == label else (1 - p) / 2 for one in TASK.labels} for label, p in said]
+    found = [Prediction(label, of_row, tokens=tokens) for (label, _), of_row in zip(said, shares, strict=True)]
+    return evaluate.collect(lambda _: found, rows, TASK)
+
+
+GOLD = ("sad", "glad", "mad", "sad", "glad", "mad", "sad", "glad")
+# Right where it is sure, wrong on the four rows below; the other system is right on three of those four.
+SURE = answered(
+    [("sad", 0.95), ("glad", 0.9), ("mad", 0.85), ("sad", 0.8),
+     ("sad", 0.7), ("sad", 0.6), ("mad", 0.5), ("mad", 0.4)], GOLD, 10.0,
+)  # fmt: skip
+WORDY = answered(
+    [("mad", 0.9), ("glad", 0.9), ("mad", 0.9), ("sad", 0.9),
+     ("sad", 0.9), ("mad", 0.9), ("sad", 0.9), ("glad", 0.9)], GOLD, 40.0,
+)  # fmt: skip
+
+
+def rows_reasoned(threshold: float) -> int:
+    temperature = evaluate.temperature_of(TASK, SURE)
+    shares = metrics.apply_temperature(np.array(SURE.probabilities), temperature)
+    return int((shares.max(1) < threshold).sum())
+
+
+@pytest.mark.parametrize(
+    ("keep", "tokens", "reasoned"),
+    # label 4 of 8 right, reason 6, the last k rows reasoned: 5, 6, 7 right for k = 1, 2, 3, then 7 until the first row.
+    [(0.5, None, 1), (0.51, None, 2), (1.0, None, 2), (0.95, 9.0, 0), (0.95, 15.0, 1), (0.95, 24.9, 2), (0.95, 25.0, 3),
+     (0.1, 1e9, 3)],
+)  # fmt: skip
+def test_a_threshold_keeps_the_gain_or_the_budget(keep: float, tokens: float | None, reasoned: int) -> None:
+    threshold = evaluate.threshold_of(TASK, SURE, WORDY, "accuracy", keep, tokens)
+    assert rows_reasoned(threshold) == reasoned
+
+
+def test_without_a_gain_no_row_is_reasoned() -> None:
+    assert evaluate.threshold_of(TASK, WORDY, SURE, "accuracy", 0.95, None) == 0.0
+    assert evaluate.threshold_of(TASK, SURE, SURE, "macro_f1", 0.95, None) == 0.0

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import toy
-from saywhy import evaluate, pipeline, predict, report, store
+from saywhy import evaluate, metrics, pipeline, predict, report, store
 from saywhy.prompts import MODES
-from saywhy.records import Candidate, RequestError, Row, Task, WorkError
+from saywhy.records import Candidate, Prediction, RequestError, Row, Task, WorkError
 
 pytest_plugins = ("runs",)
 
@@ -29,6 +29,7 @@ S = {
     "forced", "accuracy_unforced", "rows_per_second", "tokens_per_row",
 }  # fmt: skip
 SYSTEMS = {
+    "both/adaptive",
     "label_only/label", "reason_then_label/reason", "label_then_reason/label", "label_then_reason/explain",
     "both/label", "both/reason",
 }  # fmt: skip
@@ -115,7 +116,8 @@ def test_predictions_hold_the_rows_of_the_split_and_the_columns_of_the_contract(
         assert [(row["id"], row["text"], row["gold"]) for row in rows] == [
             (row["id"], row["text"], row["label"]) for row in expected
         ]
-        assert all((row["reasoning"] is None) == (mode == "label") for row in rows), (arm, mode)
+        # Adaptive reasons about some rows only.
+        assert mode == "adaptive" or all((row["reasoning"] is None) == (mode == "label") for row in rows), (arm, mode)
 
 
 def test_probabilities_stand_in_the_order_of_the_labels(finished: toy.Done) -> None:
@@ -224,13 +226,13 @@ def test_an_answer_is_scored_after_its_own_reasoning(finished: toy.Done, monkeyp
     classifier = predict.load(finished.folder / "reason_then_label")
     rows = [Row(str(i), f"still by the lake it {verb}") for i, verb in enumerate(("purrs", "barks", "sings"))]
     own = predict.answer(classifier, rows, "reason")
-    write = predict._write
+    write = predict.modes._write
 
     def swapped(*asked: Any) -> Sequence[Any]:
         written = write(*asked)
         return [*written[1:], written[0]]
 
-    monkeypatch.setattr(predict, "_write", swapped)
+    monkeypatch.setattr(predict.modes, "_write", swapped)
     other = predict.answer(classifier, rows, "reason")
     assert [one.reasoning for one in other] == [one.reasoning for one in [*own[1:], own[0]]]
     for before, after in zip(own, other, strict=True):
@@ -246,20 +248,20 @@ def test_comparisons_are_between_the_systems_they_name(tmp_path: Path, monkeypat
     def wrong(system: str, i: int) -> bool:
         return i % (2 + systems.index(system)) == 0
 
-    def fake(classifier: predict.Classifier, rows: Sequence[Row], mode: str, *_: Any) -> list[predict.Prediction]:
+    def fake(classifier: predict.Classifier, rows: Sequence[Row], mode: str, *_: Any) -> list[Prediction]:
         found = []
         for i, row in enumerate(rows):
             system = f"{classifier.arm}/{mode.replace('explain', 'label')}"
             label = toy.LABELS[(toy.LABELS.index(row.label or "") + wrong(system, i)) % 3]
             shares = {one: 0.8 if one == label else 0.1 for one in toy.LABELS}
-            found.append(predict.Prediction(label, shares, tokens=1.0))
+            found.append(Prediction(label, shares, tokens=1.0))
         return found
 
     monkeypatch.setattr(pipeline, "answer", fake)
     done = toy.run(toy.write_data(tmp_path / "data"), tmp_path / "run", **toy.quick(classifier__arms=toy.ARMS))
     rows = [row for row in done.metrics["comparisons"] if row["metric"] == "accuracy"]
     # Every pair once, and each against the linear floor.
-    assert len({frozenset((row["a"], row["b"])) for row in rows}) == len(rows) == 10 + 5
+    assert len({frozenset((row["a"], row["b"])) for row in rows}) == len(rows) == 15 + 6
     right = {s: np.array([not wrong(s, i) for i in range(toy.TEST)]) for s in systems}
     task, data = predict.read_task(done.folder / "both"), pipeline.read(done.config)
     floor = evaluate.floor_answers(task, data.train, data.dev, data.test)["linear"]["test"]
@@ -281,13 +283,29 @@ def test_modes_are_those_that_an_arm_was_taught(finished: toy.Done) -> None:
         "label_only": {"label"},
         "reason_then_label": {"reason"},
         "label_then_reason": {"label", "explain"},
-        "both": {"label", "reason"},
+        "both": {"label", "reason", "adaptive"},
     }
-    assert {arm: set(modes) for arm, modes in MODES.items()} == found
-    for arm in toy.ARMS:
+    assert {arm: set(modes) - {"vote", "ensemble"} for arm, modes in MODES.items()} == found
+    lacking = {"label_only": "reason", "reason_then_label": "label", "label_then_reason": "vote", "both": "explain"}
+    for arm, mode in lacking.items():
         classifier = predict.load(finished.folder / arm)
-        with pytest.raises(RequestError, match=f"'vote' was not taught to {arm}; it has {', '.join(MODES[arm])}"):
-            predict.check_mode(classifier, "vote")
+        with pytest.raises(RequestError, match=f"{mode!r} was not taught to {arm}; it has {', '.join(MODES[arm])}"):
+            predict.check_mode(classifier, mode)
+
+
+def test_adaptive_reasons_below_the_threshold_that_dev_chose(finished: toy.Done) -> None:
+    saved = store.read_json(finished.folder / "both" / "calibration.json")
+    task = predict.read_task(finished.folder / "both")
+    of_dev = [answers(finished, f"both/{mode}", "dev") for mode in ("label", "reason")]
+    threshold = saved["adaptive"]["threshold"]
+    assert threshold == evaluate.threshold_of(task, *of_dev, finished.config.recommend_by, 0.95, None)
+    label, reason, adaptive = (answers(finished, f"both/{mode}") for mode in ("label", "reason", "adaptive"))
+    sure = metrics.apply_temperature(np.array(label.probabilities), saved["label"]["temperature"]).max(1)
+    for at, confident in enumerate(sure):
+        chosen = label if confident >= threshold else reason
+        assert adaptive.labels[at] == chosen.labels[at] and adaptive.reasonings[at] == chosen.reasonings[at]
+    notes = [note for note in finished.metrics["notes"] if "its mode adaptive is its mode label" in note]
+    assert len(notes) == (threshold == 0)
 
 
 def test_explain_gives_the_label_of_the_mode_label_and_a_reasoning_after_it(finished: toy.Done) -> None:
@@ -498,7 +516,7 @@ def test_teachers(tmp_path: Path, changes: Mapping[str, Any], teachers: set[str]
     [
         ({"reasonings__teacher": "api"}, "reasonings.teacher: api is not in this version; .*teacher: file"),
         ({"reasonings__teacher": [], "classifier__arms": ["both"]}, "classifier.arms: every arm needs reasonings"),
-        ({"evaluate__modes": ["vote"]}, "evaluate.modes: vote .*they have label, reason"),
+        ({"evaluate__modes": ["ensemble"]}, "evaluate.modes: ensemble .*they have label, reason"),
         ({"base": None}, "base: there is nothing to train the classifier from"),
         ({"base": "no/such-base"}, "base: .*'no/such-base' cannot be loaded"),
         ({"base": "./nowhere"}, "base: .*nowhere' cannot be loaded"),
@@ -552,7 +570,7 @@ def test_each_row_may_bring_its_own_choices(tmp_path: Path) -> None:
     classifier = predict.open_classifier(done.folder)
     asked = {"text": "alone by the gate it purrs", "options": ["cat", "mouse"]}
     answer = classifier(asked)
-    assert isinstance(answer, predict.Prediction)
+    assert isinstance(answer, Prediction)
     assert set(answer.probabilities) == {"cat", "mouse"}
     with pytest.raises(RequestError, match="its own choices; give a mapping with the column 'options'"):
         classifier("alone by the gate it purrs")

@@ -16,7 +16,7 @@ import torch
 import tiny
 from saywhy import predict
 from saywhy.lm import bind
-from saywhy.lm.encode import make_encoder, prompt_ids, render, text_ids
+from saywhy.lm.encode import decode, make_encoder, prompt_ids, render, text_ids
 from saywhy.lm.generate import Written
 from saywhy.predict import PRUNE, Classifier
 from saywhy.prompts import task_instruction
@@ -179,7 +179,7 @@ def test_a_batch_of_unequal_prompts_equals_one_by_one(arm: str, mode: str, budge
 def given(monkeypatch: pytest.MonkeyPatch, c: Classifier, *texts: str, ended: bool = True) -> None:
     """Let the model have written these texts."""
     wrote = [Written(tuple(text_ids(c.lm.encoder, text)), ended, 9.0) for text in texts]
-    monkeypatch.setattr(predict, "_write", lambda *_: wrote)
+    monkeypatch.setattr(predict.modes, "_write", lambda *_: wrote)
 
 
 def test_the_label_is_scored_behind_the_rows_own_reasoning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_a_reasoning_that_met_its_limit_is_forced_and_has_no_strict_label(monkey
 def test_writing_stops_at_the_cue(monkeypatch: pytest.MonkeyPatch) -> None:
     c = classifier("reason_then_label", ("yes", "no"))
     stops: list[Any] = []
-    monkeypatch.setattr(predict, "generate", lambda *a: stops.append(a) or [Written((), True, 1.0)])
+    monkeypatch.setattr(predict.modes, "generate", lambda *a: stops.append(a) or [Written((), True, 1.0)])
     answer(c, ROWS[:1], "reason")
     _, asked, ends, forbidden, _, _, stop, padded = stops[0]
     assert len(asked[0].draws) == 6 and ends == {c.lm.encoder.end} and forbidden == c.lm.encoder.controls and padded
@@ -230,7 +230,7 @@ def test_an_explanation_is_written_behind_the_predicted_label(monkeypatch: pytes
         asked.extend(list(head) for head in heads)
         return [Written(tuple(text_ids(c.lm.encoder, " because\nof it ")), at == 0, 3.0) for at in range(len(heads))]
 
-    monkeypatch.setattr(predict, "_write", write)
+    monkeypatch.setattr(predict.modes, "_write", write)
     found = answer(c, ROWS[:2], "explain")
     scored = answer(c, ROWS[:2], "label")
     for row, head, one, label in zip(ROWS, asked, found, scored, strict=False):
@@ -242,6 +242,75 @@ def test_an_explanation_is_written_behind_the_predicted_label(monkeypatch: pytes
     assert [one.forced for one in found] == [False, True]
 
 
+@pytest.mark.parametrize("arm", ["reason_then_label", "both"])
+def test_a_vote_is_the_mean_over_sampled_reasonings(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = classifier(arm, ("yes", "no", "NA"))
+    wrote: list[tuple[Any, list[str]]] = []
+    write = predict.modes._write
+
+    def seen(lm: Any, heads: Any, drawn: Any, sampling: Any, *rest: Any) -> Any:
+        written = write(lm, heads, drawn, sampling, *rest)
+        wrote.append((sampling, [decode(c.lm.encoder, one.ids).partition("Label:")[0] for one in written]))
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict.modes, "_write", seen)
+        found = answer(c, ROWS[:2], "vote")
+    (sampling, texts), *_ = wrote
+    assert sampling.temperature > 0 and len(texts) == 2 * predict.modes.VOTES and len(set(texts)) > 2
+    for at, one in enumerate(found):
+        own = [" ".join(text.split()) for text in texts[at * predict.modes.VOTES :][: predict.modes.VOTES]]
+        each = [by_hand(c, ROWS[at].text, f"Reasoning:| {text}|\nLabel:", [""]) for text in own]
+        assert_close(one, {label: sum(p[label] for p in each) / len(each) for label in each[0]})
+        support = [p[one.label] for p in each]
+        assert one.reasoning == own[support.index(max(support))]
+    again = answer(c, [replace(row, id="another") for row in ROWS[1::-1]], "vote", 1)
+    assert [one.reasoning for one in again] == [one.reasoning for one in found[::-1]], "the text decides what is drawn"
+    assert found[0].tokens > answer(c, ROWS[:1], "reason")[0].tokens
+
+
+def test_an_ensemble_is_the_mean_of_label_and_reason() -> None:
+    c = classifier("both", ("yes", "no", "NA"))
+    label, reason, found = (answer(c, ROWS, mode) for mode in ("label", "reason", "ensemble"))
+    for one, two, both in zip(label, reason, found, strict=True):
+        assert_close(
+            both, {name: (one.probabilities[name] + two.probabilities[name]) / 2 for name in one.probabilities}
+        )
+        assert (both.reasoning, both.tokens) == (two.reasoning, one.tokens + two.tokens)
+
+
+def test_adaptive_reasons_about_the_rows_whose_calibrated_label_is_unsure() -> None:
+    c = replace(classifier("both", ("yes", "no", "NA")), temperatures={"label": 0.4})
+    label, reason = answer(c, ROWS, "label"), answer(c, ROWS, "reason")
+    sure = predict.confidence(predict.calibrated(c, label, "label"))
+    raw = predict.confidence(label)
+    assert np.abs(sure - raw).min() > 1e-4
+    threshold = float(np.sort(sure)[1:3].mean())
+    assert not np.array_equal(sure < threshold, raw < threshold), "the temperature decides who is sure"
+    for asked, unsure in ((threshold, sure < threshold), (0.0, sure < 0), (2.0, sure < 2)):
+        found = answer(replace(c, threshold=asked), ROWS, "adaptive")
+        for at, one in enumerate(found):
+            chosen = reason[at] if unsure[at] else label[at]
+            assert one.probabilities == pytest.approx(chosen.probabilities, rel=1e-4)
+            assert (one.label, one.reasoning) == (chosen.label, chosen.reasoning)
+            assert (one.tokens > label[at].tokens) == unsure[at]
+    with pytest.raises(RequestError, match="'adaptive' needs a threshold, which `saywhy run` chooses on dev rows"):
+        answer(c, ROWS, "adaptive")
+
+
+def test_the_mean_of_answers_reads_strictly_what_most_of_them_say() -> None:
+    def said(label: str, strict: str | None, p: float, reasoning: str | None) -> Prediction:
+        return Prediction(label, {"a": p, "b": 1 - p}, reasoning, 2.0, strict is None, strict)
+
+    found = predict.mean([said("a", None, 0.9, "one"), said("b", "b", 0.4, "two"), said("b", "b", 0.45, "three")])
+    assert found == Prediction("a", found.probabilities, "one", 6.0, False, "b")
+    assert found.probabilities["a"] == pytest.approx((0.9 + 0.4 + 0.45) / 3)
+    assert (
+        predict.mean([said("a", None, 0.9, None)]).forced
+        and predict.mean([said("a", "a", 0.9, None)]).reasoning is None
+    )
+
+
 def test_a_mode_that_was_not_taught_is_refused_with_those_that_were() -> None:
     with pytest.raises(RequestError, match="mode 'reason' was not taught to label_then_reason; it has label, explain"):
         answer(classifier("label_then_reason"), ROWS, "reason")
@@ -250,7 +319,7 @@ def test_a_mode_that_was_not_taught_is_refused_with_those_that_were() -> None:
 def test_rows_are_answered_in_order_however_many_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     c = classifier("label_only", ("yes", "no"))
     wanted = answer(c, ROWS, "label")
-    monkeypatch.setattr(predict, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(predict.modes, "ROWS_AT_ONCE", 2)
     found = answer(c, ROWS, "label")
     np.testing.assert_allclose(
         [[p.probabilities[label] for label in ("yes", "no")] for p in found],

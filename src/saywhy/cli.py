@@ -121,7 +121,9 @@ def predict(
     texts: Annotated[list[str] | None, typer.Argument(help="texts to classify", show_default=False)] = None,
     source: Annotated[str | None, typer.Option("--input", help="a file with the columns that training read")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="a .parquet or .jsonl file")] = None,
-    mode: Annotated[str | None, typer.Option(help="label, reason or explain; default: the recommended one")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="label, reason, explain, vote, ensemble, adaptive; default: the recommended one")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
     """Classify texts, or the rows of a file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from saywhy import checks, classifier, evaluate, reasoner, reasonings, report, s
 from saywhy.config import Arm, Config, FromScratch, dump, needed_base
 from saywhy.data import Data, fingerprint, read
 from saywhy.lm.load import base_hash, config_of, make_scratch, tokenizer_of
-from saywhy.predict import answer, load, too_long
+from saywhy.predict import Classifier, answer, load, too_long
 from saywhy.progress import say
 from saywhy.prompts import MODES, task_instruction
 from saywhy.records import Prediction, RequestError, Row, WorkError
@@ -23,6 +24,9 @@ from saywhy.train.folder import Lesson
 from saywhy.version import versions
 
 STAGES = ("reason", "train", "evaluate", "report")
+# They cost several answers for one.
+ON_REQUEST = ("vote", "ensemble")
+Ask = Callable[[str, str, Sequence[Row]], evaluate.Answers]
 NEEDS_REASONINGS = tuple(arm for arm in MODES if arm != "label_only")
 
 
@@ -303,14 +307,23 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Pat
     test: dict[str, evaluate.Answers] = {}
     notes = missing(config)
     train = {name: store.read_json(made.folder / "train.json") for name, made in arms.items()}
+    # All questions to one arm come one after another; no two models need to be in memory.
+    opened = lru_cache(maxsize=1)(load)
     for name, made in arms.items():
+        fitted: dict[str, dict[str, float]] = {}
         for mode in _modes(config, kinds[name]):
+            ask = partial(_answers, this, made, opened, fitted)
             if mode == "explain":
-                test[f"{name}/{mode}"] = _answers(this, made, mode, "test", data.test[: config.evaluate.explain_rows])
+                test[f"{name}/{mode}"] = ask(mode, "test", data.test[: config.evaluate.explain_rows])
                 continue
-            dev[f"{name}/{mode}"] = _answers(this, made, mode, "dev", data.dev)
-            test[f"{name}/{mode}"] = _answers(this, made, mode, "test", data.test)
-        store.write_json(made.folder / "calibration.json", _calibration(this, name, dev))
+            if mode == "adaptive":
+                notes += _fit_threshold(this, name, ask, fitted)
+                store.write_json(made.folder / "calibration.json", fitted)
+                opened.cache_clear()
+            of_dev = ask(mode, "dev", data.dev)
+            fitted[mode] = {**fitted.get(mode, {}), "temperature": evaluate.temperature_of(data.task, of_dev)}
+            dev[f"{name}/{mode}"], test[f"{name}/{mode}"] = of_dev, ask(mode, "test", data.test)
+        store.write_json(made.folder / "calibration.json", fitted)
         notes += _not_fitting(name, train[name], _cut_in_test(this, made))
     document = evaluate.metrics_json(
         task=data.task,
@@ -340,26 +353,38 @@ def _cut_in_test(this: Run, made: Made) -> dict[str, int]:
 
 def _modes(config: Config, arm: str) -> list[str]:
     wanted = config.evaluate.modes
-    return [mode for mode in MODES[arm] if wanted is None or mode in wanted]
+    return [mode for mode in MODES[arm] if (mode not in ON_REQUEST if wanted is None else mode in wanted)]
 
 
-def _calibration(this: Run, name: str, dev: Mapping[str, evaluate.Answers]) -> dict[str, dict[str, float]]:
-    return {
-        system.rpartition("/")[2]: {"temperature": evaluate.temperature_of(this.data.task, answers)}
-        for system, answers in dev.items()
-        if system.rpartition("/")[0] == name
-    }
+def _fit_threshold(this: Run, name: str, ask: Ask, fitted: dict[str, dict[str, float]]) -> list[str]:
+    """Choose on dev when the mode adaptive reasons, and say so where it never does."""
+    task, wanted = this.data.task, this.config.evaluate.adaptive
+    label, reason = (ask(mode, "dev", this.data.dev) for mode in ("label", "reason"))
+    threshold = evaluate.threshold_of(task, label, reason, this.config.recommend_by, wanted.keep, wanted.tokens)
+    fitted["label"] = {"temperature": evaluate.temperature_of(task, label)}
+    fitted["adaptive"] = {"temperature": 1.0, "threshold": threshold}
+    if threshold:
+        return []
+    return [f"{name}: reasoning gains nothing on dev within what it may cost, so its mode adaptive is its mode label."]
 
 
-def _answers(this: Run, made: Made, mode: str, split: str, rows: Sequence[Row]) -> evaluate.Answers:
+def _answers(
+    this: Run,
+    made: Made,
+    opened: Callable[[Path], Classifier],
+    fitted: Mapping[str, Mapping[str, float]],
+    mode: str,
+    split: str,
+    rows: Sequence[Row],
+) -> evaluate.Answers:
     """Let a model folder, as written and loaded again, answer a split; answers whose stamp matches stand."""
     name = f"{made.folder.name}-{mode}-{split}"
     path = this.folder / "predictions" / f"{name}.parquet"
     asked = this.config.evaluate
-    settings = {"mode": mode, "prune": asked.prune}
+    settings = {"mode": mode, "prune": asked.prune, "fitted": fitted if mode == "adaptive" else {}}
     stamp = store.fingerprint("predictions", settings, {"model": made.stamp, "rows": fingerprint(rows)})
     if store.table_stamp(path) != stamp:
-        model = load(made.folder)
+        model = opened(made.folder)
         path.parent.mkdir(exist_ok=True)
         facts = {"cut": too_long(model, rows)}
 

@@ -12,8 +12,8 @@ REASONER_INSTRUCTION = "Explain in one short paragraph how the question leads to
 MODES: dict[str, tuple[str, ...]] = {
     "label_only": ("label",),
     "label_then_reason": ("label", "explain"),
-    "reason_then_label": ("reason",),
-    "both": ("label", "reason"),
+    "reason_then_label": ("reason", "vote"),
+    "both": ("label", "reason", "vote", "ensemble", "adaptive"),
 }
 REASONER = "reasoner"
 

@@ -405,6 +405,17 @@ class Classifier(Settings):
         return arms
 
 
+class Adaptive(Settings):
+    """When the mode adaptive reasons: below a confidence that the dev rows choose."""
+
+    keep: float = Field(default=0.95, gt=0, le=1, description="share of what reasoning gains on dev that is to be kept")
+    tokens: float | None = Field(
+        default=None,
+        gt=0,
+        description="tokens a row that may be computed; the best on dev within them, whatever keep is",
+    )
+
+
 class Evaluate(Settings):
     """How the arms are asked."""
 
@@ -417,8 +428,10 @@ class Evaluate(Settings):
     )
     bootstrap: int = Field(default=2000, ge=100, description="resamples behind each interval; customary")
     modes: Annotated[tuple[ModeName, ...] | None, BeforeValidator(_to_tuple)] = Field(
-        default=None, description="only these modes, where an arm was taught them; null: all"
+        default=None,
+        description="only these modes, where an arm was taught them; null: all but vote and ensemble, which cost more",
     )
+    adaptive: Adaptive = Adaptive()
 
 
 class Study(Settings):

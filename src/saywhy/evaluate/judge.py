@@ -1,33 +1,22 @@
-"""Answers of systems on the same rows, their scores, the floors below them, and which system is better.
-
-A system is a function from rows to predictions and is known here by a name, `<arm>/<mode>` or `floors/<name>`. Every
-figure is computed from saved answers, so that it can be computed again without a model.
-"""
+"""Scores of systems, which of them is better, which to recommend, and metrics.json."""
 
 from __future__ import annotations
 
 import difflib
 import math
-import re
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 
-from saywhy import metrics, store
-from saywhy.metrics import Floats, Ints
-from saywhy.records import Prediction, RequestError, Row, Task, WorkError
+from saywhy import metrics
+from saywhy.evaluate.answers import Answers, arrays_of
+from saywhy.metrics import Floats
+from saywhy.records import RequestError, Task
 
-PredictRows = Callable[[Sequence[Row]], list[Prediction]]
 Scores = dict[str, Any]
 
 RESAMPLES = 2000
@@ -36,120 +25,41 @@ LINEAR_FLOOR = "floors/linear"
 EXPLAIN = "explain"
 LABEL_ONLY = "label_only"
 
-# What the linear floor chooses from on the dev split: inverse strength of its penalty, and weights of the classes.
-PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-CLASS_WEIGHTS = (None, "balanced")
-# Where the solver stops. Ten times closer takes thrice as long and gains no F1 (emotion, 16,000 rows).
-TOLERANCE = 1e-3
-# From this many rows on, words seen once are left out: half the time and no worse (16,000 rows of emotion).
-MANY_ROWS = 1000
-
-# A file of predictions: each column's name, the field of `Answers` it holds, and its type.
-COLUMNS = (
-    ("id", "ids", pa.string()),
-    ("text", "texts", pa.string()),
-    ("gold", "gold", pa.string()),
-    ("label", "labels", pa.string()),
-    ("probabilities", "probabilities", pa.list_(pa.float64())),
-    ("reasoning", "reasonings", pa.string()),
-    ("tokens", "tokens", pa.float64()),
-    ("forced", "forced", pa.bool_()),
-    ("strict", "strict", pa.string()),
-    ("pruned", "pruned", pa.float64()),
-    ("choices", "choices", pa.list_(pa.string())),
-)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one system answered on the rows of one split; every tuple has one entry a row.
-
-    `probabilities` follow the task's labels, or the row's `choices` where it has its own, before any temperature.
-    `seconds` is the time that all rows took together.
-    """
-
-    ids: tuple[str, ...]
-    texts: tuple[str, ...]
-    gold: tuple[str, ...]
-    labels: tuple[str, ...]
-    probabilities: tuple[tuple[float, ...], ...]
-    reasonings: tuple[str | None, ...]
-    tokens: tuple[float, ...]
-    forced: tuple[bool, ...]
-    strict: tuple[str | None, ...]
-    pruned: tuple[float, ...]
-    choices: tuple[tuple[str, ...] | None, ...]
-    seconds: float
-
-
-def answer(
-    predict: PredictRows,
-    rows: Sequence[Row],
-    path: Path,
-    task: Task,
-    stamp: str = "",
-    facts: Mapping[str, object] | None = None,
-) -> None:
-    """Ask a system about every row, with the clock running, and save its answers with a stamp and `facts` of them."""
-    save_answers(collect(predict, rows, task), path, stamp, facts)
-
-
-def collect(predict: PredictRows, rows: Sequence[Row], task: Task) -> Answers:
-    """The answers of a system to these rows; RequestError for a row without a label that it may have."""
-    for row in rows:
-        if row.label is None or row.label not in _options(task, row.choices):
-            raise RequestError(f"row {row.id!r} has the label {row.label!r}, which is not one of its possible answers")
-    started = time.perf_counter()
-    predictions = predict(rows)
-    seconds = time.perf_counter() - started
-    if len(predictions) != len(rows):
-        raise WorkError(f"{len(rows)} rows were asked and {len(predictions)} answers came back")
-    return Answers(
-        ids=tuple(row.id for row in rows),
-        texts=tuple(row.text for row in rows),
-        gold=tuple(str(row.label) for row in rows),
-        labels=tuple(prediction.label for prediction in predictions),
-        probabilities=tuple(_in_order(task, *pair) for pair in zip(rows, predictions, strict=True)),
-        reasonings=tuple(prediction.reasoning for prediction in predictions),
-        tokens=tuple(float(prediction.tokens) for prediction in predictions),
-        forced=tuple(bool(prediction.forced) for prediction in predictions),
-        strict=tuple(prediction.strict for prediction in predictions),
-        pruned=tuple(float(prediction.pruned) for prediction in predictions),
-        choices=tuple(row.choices for row in rows),
-        seconds=seconds,
-    )
-
-
-def save_answers(answers: Answers, path: Path, stamp: str = "", facts: Mapping[str, object] | None = None) -> None:
-    """Write answers as Parquet, with `facts` and the time they took in the file's metadata."""
-    table = pa.table({name: pa.array(list(getattr(answers, field)), type=kind) for name, field, kind in COLUMNS})
-    store.write_table(path, table, stamp, {**(facts or {}), "seconds": answers.seconds})
-
-
-def load_answers(path: Path, task: Task) -> Answers:
-    """The answers saved in a file; RequestError where they are not answers to this task."""
-    table = store.read_table(path)
-    missing = [name for name, _, _ in COLUMNS if name not in table.column_names]
-    if missing:
-        raise RequestError(f"{path} is not a file of predictions: it lacks the columns {', '.join(missing)}")
-    columns: dict[str, Any] = {field: tuple(table.column(name).to_pylist()) for name, field, _ in COLUMNS}
-    for nested in ("probabilities", "choices"):
-        columns[nested] = tuple(None if of_row is None else tuple(of_row) for of_row in columns[nested])
-    answers = Answers(**columns, seconds=float(store.table_extra(path).get("seconds", 0.0)))
-    for i, own in enumerate(answers.choices):
-        options = _options(task, own)
-        if not {answers.gold[i], answers.labels[i]} <= set(options) or len(answers.probabilities[i]) != len(options):
-            raise RequestError(
-                f"{path}: row {answers.ids[i]!r} was answered under other labels than {', '.join(options)}; "
-                "evaluate again"
-            )
-    return answers
-
 
 def temperature_of(task: Task, dev: Answers) -> float:
     """The temperature of a system, fitted on its answers to the dev split and on nothing else."""
-    of_dev = _arrays(task, dev)
+    of_dev = arrays_of(task, dev)
     return metrics.fit_temperature(of_dev.probabilities, of_dev.gold)
+
+
+def threshold_of(task: Task, label: Answers, reason: Answers, metric: str, keep: float, tokens: float | None) -> float:
+    """The confidence of mode `label` below which mode `adaptive` reasons, chosen on the answers to the dev split.
+
+    The lowest with at least `keep` of what reasoning gains in the metric; with `tokens`, the best among those that
+    compute no more tokens a row, of equals the lowest. 0 where reasoning gains nothing: no row is reasoned then.
+    """
+    alone, reasoned = arrays_of(task, label), arrays_of(task, reason)
+    calibrated = metrics.apply_temperature(alone.probabilities, temperature_of(task, label))
+    sure = calibrated[np.arange(len(calibrated)), alone.predicted]
+    seen = np.unique(sure)
+    # Between two confidences that were seen: rounding in another batch then moves no row to the other side.
+    candidates: list[float] = [0.0, *((seen[:-1] + seen[1:]) / 2).tolist(), 2.0]
+
+    def reached(threshold: float) -> float:
+        mixed = np.where(sure < threshold, reasoned.predicted, alone.predicted)
+        counts = metrics.count(alone.gold, mixed, alone.labels)
+        return float(metrics.METRICS[metric if task.labels else "accuracy"](counts))
+
+    def cost(threshold: float) -> float:
+        return float((np.array(label.tokens) + np.where(sure < threshold, np.array(reason.tokens), 0.0)).mean())
+
+    if tokens is not None:
+        affordable = [one for one in candidates if not one or cost(one) <= tokens]
+        return max(affordable, key=lambda one: (reached(one), -one))
+    gain = reached(2.0) - reached(0.0)
+    if gain <= 0:
+        return 0.0
+    return next(one for one in candidates if reached(one) >= reached(0.0) + keep * gain)
 
 
 def score(task: Task, answers: Answers, temperature: float = 1.0) -> Scores:
@@ -157,7 +67,7 @@ def score(task: Task, answers: Answers, temperature: float = 1.0) -> Scores:
 
     Only `nll`, `brier` and `ece` depend on the temperature. The tables by class are None where rows have own choices.
     """
-    arrays, n = _arrays(task, answers), len(answers.ids)
+    arrays, n = arrays_of(task, answers), len(answers.ids)
     counts = metrics.count(arrays.gold, arrays.predicted, arrays.labels)
     right = arrays.gold == arrays.predicted
     calibrated = metrics.apply_temperature(arrays.probabilities, temperature)
@@ -187,63 +97,7 @@ def score(task: Task, answers: Answers, temperature: float = 1.0) -> Scores:
     return dict(plain(scores))
 
 
-def majority(task: Task, train: Sequence[Row]) -> PredictRows:
-    """The system that always answers train's most frequent label, or position where rows have their own choices.
-
-    Its probabilities are train's shares with one row added to each, so that what train lacks is not impossible.
-    """
-    seen = Counter(_options(task, row.choices).index(row.label) for row in train if row.label is not None)
-
-    def predict(rows: Sequence[Row]) -> list[Prediction]:
-        predictions = []
-        for options in (_options(task, row.choices) for row in rows):
-            shares = np.array([seen[i] + 1 for i in range(len(options))], dtype=np.float64)
-            predictions.append(_floor_prediction(options, shares / shares.sum()))
-        return predictions
-
-    return predict
-
-
-def linear(task: Task, train: Sequence[Row], dev: Sequence[Row]) -> PredictRows | None:
-    """TF-IDF of words and pairs of words under logistic regression, chosen on dev by macro F1.
-
-    None where it cannot be: rows with their own choices, fewer than two labels, or no words at all.
-    """
-    of_train = [task.labels.index(str(row.label)) for row in train] if task.labels else []
-    if len(set(of_train)) < 2 or not any(re.search(r"\w", row.text) for row in train):
-        return None
-    least = 2 if len(train) >= MANY_ROWS else 1
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", sublinear_tf=True, min_df=least)
-    train_matrix = vectorizer.fit_transform(row.text for row in train)
-    dev_matrix = vectorizer.transform([row.text for row in dev]) if dev else None
-    of_dev = np.array([task.labels.index(str(row.label)) for row in dev], dtype=np.int64)
-    model = _best_linear(train_matrix, np.array(of_train), dev_matrix, of_dev, len(task.labels))
-
-    def predict(rows: Sequence[Row]) -> list[Prediction]:
-        if not rows:
-            return []
-        probabilities = np.zeros((len(rows), len(task.labels)))
-        # A label that train lacks keeps 0.
-        probabilities[:, model.classes_] = model.predict_proba(vectorizer.transform([row.text for row in rows]))
-        return [_floor_prediction(task.labels, of_row) for of_row in probabilities]
-
-    return predict
-
-
-def floor_answers(
-    task: Task, train: Sequence[Row], dev: Sequence[Row], test: Sequence[Row]
-) -> dict[str, dict[str, Answers]]:
-    """The floors' answers by name (`majority`, and `linear` where it can be) and split (`dev`, `test`)."""
-    systems = {"majority": majority(task, train), "linear": linear(task, train, dev)}
-    splits = {"dev": dev, "test": test}
-    return {
-        name: {split: collect(predict, rows, task) for split, rows in splits.items()}
-        for name, predict in systems.items()
-        if predict is not None
-    }
-
-
-def floors(task: Task, answers: Mapping[str, Mapping[str, Answers]]) -> dict[str, Scores | None]:
+def floor_scores(task: Task, answers: Mapping[str, Mapping[str, Answers]]) -> dict[str, Scores | None]:
     """The floors' scores on test, from `floor_answers`; None for the linear one where it cannot be."""
     scores: dict[str, Scores | None] = {"majority": None, "linear": None}
     for name, splits in answers.items():
@@ -346,7 +200,7 @@ def metrics_json(
         "task": {"name": task.name, "labels": task.labels, "ordinal": task.ordinal},
         "recommended": recommend(task, candidates, recommend_by, resamples, seed, kinds) if candidates else None,
         "arms": _arms(task, dev, test, train, kinds or {}),
-        "floors": floors(task, floor),
+        "floors": floor_scores(task, floor),
         "comparisons": comparisons(task, compared, resamples, seed),
         "audit": audit,
         "versions": versions,
@@ -371,16 +225,6 @@ def plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Arrays:
-    """Answers as numbers: `labels` is how many there are, at most, to a row."""
-
-    gold: Ints
-    predicted: Ints
-    probabilities: Floats
-    labels: int
-
-
-@dataclass(frozen=True)
 class _Measured:
     """A system on rows in the order of their ids: which are right, and each metric on all rows and on resamples."""
 
@@ -391,66 +235,9 @@ class _Measured:
     resampled: dict[str, Floats]
 
 
-def _options(task: Task, choices: tuple[str, ...] | None) -> tuple[str, ...]:
-    return task.labels if choices is None else choices
-
-
-def _in_order(task: Task, row: Row, prediction: Prediction) -> tuple[float, ...]:
-    """The probabilities of one prediction in the order of the possible answers; WorkError where they are not sound."""
-    options = _options(task, row.choices)
-    given = tuple(float(prediction.probabilities.get(option, np.nan)) for option in options)
-    sound = all(0 <= p <= 1 + 1e-6 for p in given) and abs(sum(given) - 1) < 1e-3
-    if prediction.label not in options or not sound:
-        raise WorkError(
-            f"row {row.id!r} was answered {prediction.label!r} with {dict(prediction.probabilities)}; it takes one of "
-            f"{', '.join(options)} and probabilities of them that sum to 1"
-        )
-    return given
-
-
-def _arrays(task: Task, answers: Answers) -> _Arrays:
-    options = [_options(task, own) for own in answers.choices]
-    labels = max((len(x) for x in options), default=len(task.labels))
-    probabilities = np.zeros((len(options), labels))
-    possible = np.zeros((len(options), labels), dtype=np.bool_)
-    for i, of_row in enumerate(answers.probabilities):
-        probabilities[i, : len(of_row)] = of_row
-        possible[i, : len(of_row)] = True
-    return _Arrays(
-        gold=np.array([x.index(label) for x, label in zip(options, answers.gold, strict=True)], dtype=np.int64),
-        predicted=np.array([x.index(label) for x, label in zip(options, answers.labels, strict=True)], dtype=np.int64),
-        probabilities=metrics.give_back_pruned(probabilities, np.array(answers.pruned, dtype=np.float64), possible),
-        labels=labels,
-    )
-
-
 def _mean(values: Sequence[float]) -> float | None:
     # fsum, because cost decides between systems that may have answered in another order.
     return math.fsum(values) / len(values) if values else None
-
-
-def _floor_prediction(options: Sequence[str], probabilities: Floats) -> Prediction:
-    """The likeliest option; a floor computes no tokens."""
-    shares = dict(zip(options, probabilities.tolist(), strict=True))
-    return Prediction(label=options[int(probabilities.argmax())], probabilities=shares)
-
-
-def _best_linear(
-    train_matrix: Any, of_train: NDArray[np.int64], dev_matrix: Any, of_dev: Ints, labels: int
-) -> LogisticRegression:
-    """The model of the grid that is best on dev; the plainest where two are equal or dev has no rows."""
-    if dev_matrix is None:
-        return LogisticRegression(C=1.0, tol=TOLERANCE, max_iter=1000).fit(train_matrix, of_train)
-    best, highest = None, -1.0
-    for weights in CLASS_WEIGHTS:
-        for penalty in PENALTIES:
-            # Each starts cold: from the last one's weights the solver's stopping rule, which is relative, ends at once.
-            model = LogisticRegression(C=penalty, class_weight=weights, tol=TOLERANCE, max_iter=1000)
-            predicted = model.fit(train_matrix, of_train).predict(dev_matrix).astype(np.int64)
-            reached = float(metrics.macro_f1(metrics.count(of_dev, predicted, labels)))
-            if reached > highest:
-                best, highest = model, reached
-    return best
 
 
 def _check_metric(task: Task, metric: str) -> None:
@@ -469,7 +256,7 @@ def _measure(
     measured: dict[str, _Measured] = {}
     for name, answers in systems.items():
         order = sorted(range(len(answers.ids)), key=lambda i: answers.ids[i])
-        arrays = _arrays(task, answers)
+        arrays = arrays_of(task, answers)
         gold, predicted = arrays.gold[order], arrays.predicted[order]
         counts = metrics.count(gold, predicted, arrays.labels)
         again = metrics.resample(gold, predicted, arrays.labels, resamples, seed)

@@ -1,0 +1,41 @@
+"""Answers of systems on the same rows, their scores, the floors below them, and which system is better.
+
+A system is a function from rows to predictions and is known here by a name, `<arm>/<mode>` or `floors/<name>`. Every
+figure is computed from saved answers, so that it can be computed again without a model.
+"""
+
+from __future__ import annotations
+
+from saywhy.evaluate.answers import Answers, answer, collect, load_answers, save_answers
+from saywhy.evaluate.floors import floor_answers, linear, majority
+from saywhy.evaluate.judge import (
+    compare,
+    comparisons,
+    floor_scores,
+    metrics_json,
+    plain,
+    recommend,
+    score,
+    temperature_of,
+    threshold_of,
+)
+
+__all__ = [
+    "Answers",
+    "answer",
+    "collect",
+    "compare",
+    "comparisons",
+    "floor_answers",
+    "floor_scores",
+    "linear",
+    "load_answers",
+    "majority",
+    "metrics_json",
+    "plain",
+    "recommend",
+    "save_answers",
+    "score",
+    "temperature_of",
+    "threshold_of",
+]

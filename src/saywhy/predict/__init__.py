@@ -1,0 +1,27 @@
+"""Ask a trained model: load its folder, ask it in one of its modes, for texts or for rows."""
+
+from __future__ import annotations
+
+from saywhy.predict.folder import Classifier, check_mode, load, read_task, recommended_in
+from saywhy.predict.modes import PRUNE, answer, calibrated, confidence, mean, too_long
+from saywhy.predict.texts import SHOW_PROGRESS_FROM, TextClassifier, open_classifier, rows_of, save, text_row
+
+__all__ = [
+    "PRUNE",
+    "SHOW_PROGRESS_FROM",
+    "Classifier",
+    "TextClassifier",
+    "answer",
+    "calibrated",
+    "check_mode",
+    "confidence",
+    "load",
+    "mean",
+    "open_classifier",
+    "read_task",
+    "recommended_in",
+    "rows_of",
+    "save",
+    "text_row",
+    "too_long",
+]
