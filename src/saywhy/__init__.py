@@ -1,6 +1,7 @@
 """saywhy: small text classifiers that say why.
 
-`load(folder)` gives a trained classifier; everything else is reached through the command line or the modules.
+`load(folder)` gives a trained classifier, `ReasoningClassifier` is one for scikit-learn; everything else is reached
+through the command line or the modules.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from saywhy.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from saywhy.estimator import ReasoningClassifier
     from saywhy.predict import open_classifier as load
 
-__all__ = ["__version__", "load"]
+__all__ = ["ReasoningClassifier", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from saywhy.predict import open_classifier
 
         return open_classifier
+    if name == "ReasoningClassifier":
+        from saywhy.estimator import ReasoningClassifier
+
+        return ReasoningClassifier
     raise AttributeError(f"module 'saywhy' has no attribute {name!r}")
