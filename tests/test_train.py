@@ -72,11 +72,12 @@ def run(
     dev_score: Callable[[Any], float] | None = None,
     examples: Sequence[Example] = EXAMPLES,
     model: Any = None,
+    dev_rows: int = 0,
 ) -> tuple[Trained, dict[str, torch.Tensor]]:
     folder.mkdir(exist_ok=True)
     model = model or tiny.model(name)
     score = None if dev_score is None else lambda: dev_score(model)
-    trained = finetune(model, examples, chosen, 5, folder, "arm", score)
+    trained = finetune(model, examples, chosen, 5, folder, "arm", score, dev_rows)
     return trained, weights_of(model)
 
 
@@ -334,6 +335,24 @@ def test_the_best_checkpoint_is_restored(tmp_path: Path) -> None:
     assert (trained.dev, trained.best_step) == (0.9, 6), "of equals the later one"
     assert all(torch.equal(weights[name], tensor) for name, tensor in kept[2].items())
     assert not torch.equal(kept[3]["lm_head.weight"], weights["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("scores", "rows", "step"),
+    [
+        ((0.70, 0.69, 0.40, 0.40), 100, 4),  # one standard error is 4.6 points
+        ((0.70, 0.67, 0.64, 0.40), 100, 4),  # measured from the best, not from the one that was kept
+        ((0.70, 0.69, 0.40, 0.40), 0, 2),
+        ((0.10, 0.70, 0.68, 0.66), 1000, 4),  # 1.4 points
+        ((0.10, 0.70, 0.68, 0.69), 1000, 8),
+    ],
+)
+def test_a_later_checkpoint_is_kept_where_the_rows_cannot_tell(
+    scores: tuple[float, ...], rows: int, step: int, tmp_path: Path
+) -> None:
+    told = iter(scores)
+    trained, _ = run(tmp_path, settings(evaluations=4), dev_score=lambda _: next(told), dev_rows=rows)
+    assert (trained.best_step, trained.dev, trained.highest) == (step, scores[step // 2 - 1], max(scores))
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gemma3"])

@@ -66,7 +66,7 @@ def train(
 
     rows = _some(dev, plan.settings.dev_rows, plan.seed)
     store.write_json(folder / "task.json", asdict(task))
-    train_folder(folder, plan, taught, arm.name, dev_score if rows else None)
+    train_folder(folder, plan, taught, arm.name, dev_score if rows else None, len(rows))
     store.write_text(folder / "README.md", card(task, arm, len(taught), store.read_json(folder / "train.json")))
 
 

@@ -129,6 +129,7 @@ def train(
     lessons: Sequence[Lesson],
     title: str,
     dev_score: Callable[[LM], float] | None = None,
+    dev_rows: int = 0,
 ) -> None:
     """Train a base on lessons and leave a model folder with prompt.json, trained_on.parquet and train.json.
 
@@ -144,7 +145,7 @@ def train(
     shutil.rmtree(folder / DONE, ignore_errors=True)
     work.mkdir(exist_ok=True)
     score = None if dev_score is None else lambda: dev_score(lm)
-    trained = finetune(model, encoded.examples, course.settings, course.seed, work, title, score)
+    trained = finetune(model, encoded.examples, course.settings, course.seed, work, title, score, dev_rows)
     _write(folder, course, encoded, model, trained)
     # Under another name first: a kill in the middle must not leave half a checkpoint to go on from.
     shutil.rmtree(work.rename(folder / DONE))

@@ -46,7 +46,7 @@ class Example:
 class Trained:
     """What a training took: `tokens` computed, `target_tokens` and `label_tokens` trained on, `curve` of (step, loss).
 
-    `best_step` is the checkpoint that the dev split chose, `dev` what it scored there.
+    `best_step` is the checkpoint that the dev split chose, `dev` what it scored there, `highest` the best of all.
     """
 
     steps: int = 0
@@ -60,6 +60,7 @@ class Trained:
     precision: str = ""
     best_step: int = 0
     dev: float | None = None
+    highest: float = 0.0
 
 
 class Losses(torch.nn.Module):
@@ -132,9 +133,12 @@ def finetune(
     folder: Path,
     title: str,
     dev_score: Callable[[], float] | None = None,
+    dev_rows: int = 0,
 ) -> Trained:
-    """Train `model` in place and leave it with the weights of the checkpoint that `dev_score` liked best.
+    """Train `model` in place and leave it with the weights of the checkpoint that `dev_score` chose.
 
+    That is the last one within one standard error of the best, taken as that of a share of `dev_rows` rows: late in the
+    schedule weights are better than few rows can tell (LOG.md, 2026-11-21). With 0 rows every difference counts.
     `folder` keeps checkpoints: a run that was stopped goes on from the last one and ends with the same numbers.
     Raises RequestError without examples, WorkError where the loss is no number or a pack is not exact.
     """
@@ -176,7 +180,7 @@ def finetune(
             state = _count(state, rows, packs, loss, time.monotonic() - began, len(batches))
             advance(len(rows), packs_tokens(packs), f"loss {loss:.3f}")
             if dev_score is not None and state.steps in evaluate_at:
-                state = _judge(model, dev_score(), state, folder, title, accelerator)
+                state = _judge(model, dev_score(), dev_rows, state, folder, title, accelerator)
             if state.steps % settings.checkpoint_every == 0 and state.steps < len(batches):
                 _keep(model, steppers, state, folder, accelerator)
     accelerator.wait_for_everyone()
@@ -289,15 +293,20 @@ def _count(
     )
 
 
-def _judge(model: Any, score: float, state: Trained, folder: Path, title: str, accelerator: Accelerator) -> Trained:
-    """Keep these weights if the dev split likes them at least as well as the best so far."""
-    better = state.dev is None or score >= state.dev
-    say(f"{title}: step {state.steps}, dev {score:.4f}{'' if better else f', best {state.dev:.4f}'}")
-    if not better:
+def _judge(
+    model: Any, score: float, rows: int, state: Trained, folder: Path, title: str, accelerator: Accelerator
+) -> Trained:
+    """Keep these weights unless an earlier checkpoint was better by more than the dev rows can be wrong."""
+    highest = max(score, state.highest)
+    error = math.sqrt(highest * (1 - highest) / rows) if rows else 0.0
+    kept = state.dev is None or score >= highest - error
+    refused = "" if kept else f", not kept: step {state.best_step} had {state.dev:.4f}"
+    say(f"{title}: step {state.steps}, dev {score:.4f}{refused}")
+    if not kept:
         return state
     if accelerator.is_main_process:
         _save(_weights(model), folder / "best.safetensors")
-    return replace(state, dev=score, best_step=state.steps)
+    return replace(state, dev=score, best_step=state.steps, highest=highest)
 
 
 def _weights(model: Any) -> dict[str, torch.Tensor]:
