@@ -35,6 +35,11 @@ def lessons(arm: str, rows: Sequence[Row], kept: Mapping[str, tuple[str, ...]]) 
     ]
 
 
+def shown(task: Task, rows: Sequence[Row]) -> list[str]:
+    """Write labelled rows as a model from scratch will meet them: what its tokenizer is trained on."""
+    return [f"{task_instruction(task)}\n\n{row.text}\nLabel: {row.label}" for row in rows]
+
+
 def course(
     task: Task, arm: str, base: str, settings: Train, rows: Sequence[Row], seed: int, on_overflow: str, trust: bool
 ) -> Course:

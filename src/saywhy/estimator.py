@@ -19,7 +19,7 @@ from saywhy import classifier, predict
 from saywhy.config import Arm, Scratch, Train, label_fault
 from saywhy.config.settings import LEARNING_RATE, SCRATCH_LEARNING_RATE
 from saywhy.lm.load import make_scratch
-from saywhy.prompts import MODES, task_instruction
+from saywhy.prompts import MODES
 from saywhy.records import Prediction, RequestError, Row, Task
 from saywhy.trees import Floats
 
@@ -101,7 +101,7 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _base(self, folder: Path, task: Task, rows: Sequence[Row], kept: Mapping[str, tuple[str, ...]]) -> str:
         if self.base != "scratch":
             return self.base
-        texts = [f"{task_instruction(task)}\n\n{row.text}\nLabel: {row.label}" for row in rows]
+        texts = classifier.shown(task, rows)
         texts += [f"Reasoning: {why}" for reasonings in kept.values() for why in reasonings]
         (folder / BASE).mkdir()
         size = Scratch.model_validate(dict(self.scratch or {}))

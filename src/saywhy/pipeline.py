@@ -17,7 +17,7 @@ from saywhy.data import Data, fingerprint, read
 from saywhy.lm.load import base_hash, config_of, make_scratch, tokenizer_of
 from saywhy.predict import Classifier, answer, load, too_long
 from saywhy.progress import say
-from saywhy.prompts import MODES, task_instruction
+from saywhy.prompts import MODES
 from saywhy.records import Prediction, RequestError, Row, WorkError
 from saywhy.teachers import Teacher, given
 from saywhy.train.folder import Lesson
@@ -156,8 +156,7 @@ def _base(this: Run, stage: str) -> tuple[str, str]:
 
 def scratch_texts(config: Config, data: Data) -> list[str]:
     """Give everything that training will show a model from scratch; nothing of dev or test."""
-    instruction = task_instruction(data.task)
-    texts = [f"{instruction}\n\n{row.text}\nLabel: {row.label}" for row in data.train]
+    texts = classifier.shown(data.task, data.train)
     brought = {**data.reasonings, **data.file_reasonings}
     texts += [f"Reasoning: {brought[row.id]}\nLabel: {row.label}" for row in data.train if row.id in brought]
     for lesson in worked_lessons(config, data):

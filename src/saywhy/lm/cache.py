@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,15 @@ def read_trunk(model: Any, prompts: Sequence[Ints]) -> Trunk:
     seen = (place[None, :] <= place[:, None])[None]
     _read(model, cache, torch.from_numpy(ids)[None].to(model.device), place[None], place[None], seen)
     return Trunk(ids, tuple((layer.keys, layer.values) for layer in cache.layers))
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Cut rows into batches of at most `budget` tokens with their padding, sorted by length, the longest first."""
+    order = sorted(range(len(lengths)), key=lambda at: (lengths[at], at))
+    while order:
+        size = max(1, budget // lengths[order[-1]])
+        yield order[-size:]
+        del order[-size:]
 
 
 class Reading:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saywhy.lm.cache import Reading, Trunk, read_trunk
+from saywhy.lm.cache import Reading, Trunk, batches, read_trunk
 from saywhy.lm.forward import head
 from saywhy.trees import Floats, Ints
 
@@ -74,11 +74,8 @@ def generate(
     written: list[Written | None] = [None] * len(prompts)
     trunk = read_trunk(model, [one.ids for one in prompts]) if padded and prompts else None
     part = 0.0 if trunk is None else len(trunk.ids) / len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
-    while order:
-        longest = len(prompts[order[-1]].ids) + len(prompts[order[-1]].draws)
-        size = max(1, budget // longest) if padded else 1
-        batch, order = order[-size:], order[:-size]
+    # Without padding no budget is large enough for two rows.
+    for batch in batches([len(one.ids) + len(one.draws) for one in prompts], budget if padded else 0):
         asked = [prompts[i] for i in batch]
         found = _Batch(model, asked, ends, forbidden, sampling, stop, trunk, part).run()
         for i, one in zip(batch, found, strict=True):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saywhy.lm.cache import Reading, Trunk, read_trunk
+from saywhy.lm.cache import Reading, Trunk, batches, read_trunk
 from saywhy.lm.forward import SLICE_NUMBERS, head
 from saywhy.trees import Floats, Ints
 
@@ -88,10 +88,7 @@ def score(
     else:
         trunk = read_trunk(model, prompts)
         tokens = len(trunk.ids)
-        order = sorted(range(len(prompts)), key=lambda at: (len(prompts[at]), at))
-        while order:
-            size = max(1, budget // len(prompts[order[-1]]))
-            batch, order = order[-size:], order[:-size]
+        for batch in batches([len(prompt) for prompt in prompts], budget):
             tokens += _together(model, trunk, [prompts[at] for at in batch], [searches[at] for at in batch])
     return Scores(
         tuple(search.answers() for search in searches), np.array([search.pruned() for search in searches]), tokens
