@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import tiny
 from saywhy.config import Sampling as SamplingConfig
 from saywhy.lm import bind, generate
+from saywhy.lm.cache import Reading
 from saywhy.lm.encode import decode, make_encoder, prompt_ids, render, text_ids
-from saywhy.lm.generate import Asked, Sampling, Written, draws
+from saywhy.lm.generate import Asked, Rules, Sampling, Written, draws
 from saywhy.teachers import Question, given, local
 
 LIMIT = 10
@@ -41,7 +42,7 @@ def prompts(shared: int, count: int = 7, seed: int = 3, limit: int = LIMIT) -> l
 def write(
     model: Any, asked: Sequence[Asked], sampling: Sampling = GREEDY, budget: int = ROOMY, padded: bool = True
 ) -> list[Written]:
-    return generate.generate(model, asked, ENDS, frozenset([0, 1, 2, 4]), sampling, budget, None, padded)
+    return generate.generate(model, asked, Rules(ENDS, frozenset([0, 1, 2, 4]), sampling), budget, padded)
 
 
 def texts(written: Sequence[Written]) -> list[tuple[tuple[int, ...], bool]]:
@@ -102,31 +103,27 @@ def test_rows_that_leave_the_batch_change_nothing(name: str, leave_at: float, mo
     model, asked = tiny.model(name), prompts(3, 8)
     wanted = texts(write(model, asked, WARM))
     sizes: list[int] = []
-    leave = generate._Batch._leave
-    monkeypatch.setattr(
-        generate._Batch,
-        "_leave",
-        lambda self, reading, staying, fresh: sizes.append(len(staying)) or leave(self, reading, staying, fresh),
-    )
+    step = Reading.step
+    monkeypatch.setattr(Reading, "step", lambda self, ids: sizes.append(len(ids)) or step(self, ids))
     monkeypatch.setattr(generate, "LEAVE_AT", leave_at)
     assert texts(write(model, asked, WARM)) == wanted
-    assert (min(sizes) < len(asked)) if leave_at == 0 else not sizes
+    assert set(sizes) == {8} if leave_at == 2.0 else min(sizes) < 8
 
 
 def test_unequal_limits_are_each_kept() -> None:
     model = tiny.model("llama")
     asked = [replace(one, draws=one.draws[:n]) for one, n in zip(prompts(2), (0, 1, 2, 5, 9, 3, 10), strict=True)]
-    found = generate.generate(model, asked, NOTHING, NOTHING, GREEDY, ROOMY)
+    found = generate.generate(model, asked, Rules(NOTHING, NOTHING), ROOMY)
     assert [len(one.ids) for one in found] == [0, 1, 2, 5, 9, 3, 10]
     assert not any(one.ended for one in found)
-    longer = generate.generate(model, prompts(2), NOTHING, NOTHING, GREEDY, ROOMY)
+    longer = generate.generate(model, prompts(2), Rules(NOTHING, NOTHING), ROOMY)
     assert [one.ids for one in found] == [more.ids[: len(one.draws)] for one, more in zip(asked, longer, strict=True)]
 
 
 def test_a_stop_ends_a_text_and_keeps_what_it_saw() -> None:
     model, asked = tiny.model("llama"), prompts(2)
-    free = generate.generate(model, asked, NOTHING, NOTHING, GREEDY, ROOMY)
-    found = generate.generate(model, asked, NOTHING, NOTHING, GREEDY, ROOMY, lambda ids: sum(ids) % 3 == 0)
+    free = generate.generate(model, asked, Rules(NOTHING, NOTHING), ROOMY)
+    found = generate.generate(model, asked, Rules(NOTHING, NOTHING, GREEDY, lambda ids: sum(ids) % 3 == 0), ROOMY)
     for one, more in zip(found, free, strict=True):
         stops = [n for n in range(1, LIMIT + 1) if sum(more.ids[:n]) % 3 == 0]
         assert (one.ids, one.ended) == (more.ids[: stops[0]] if stops else more.ids, bool(stops))
@@ -137,7 +134,10 @@ def test_tokens_count_the_shared_prompt_once() -> None:
     asked = prompts(9, 5)
     found = write(tiny.model("llama"), asked)
     own = sum(len(one.ids) - 9 for one in asked)
-    assert sum(one.tokens for one in found) == pytest.approx(9 + own + sum(len(one.ids) for one in found))
+    # The last token of a text is read only where an end token was drawn behind it.
+    read = sum(len(one.ids) - (len(one.ids) == LIMIT) for one in found)
+    assert sum(one.tokens for one in found) == pytest.approx(9 + own + read)
+    assert len({len(one.ids) for one in found}) > 1
 
 
 def test_forbidden_tokens_are_never_written() -> None:
@@ -145,13 +145,13 @@ def test_forbidden_tokens_are_never_written() -> None:
     allowed = {7, 8, 9}
     forbidden = frozenset(range(tiny.VOCABULARY)) - allowed
     for sampling in (GREEDY, Sampling(2.0, 1.0), Sampling(0.7, 0.5)):
-        for one in generate.generate(model, prompts(2), frozenset([8]), forbidden, sampling, ROOMY):
+        for one in generate.generate(model, prompts(2), Rules(frozenset([8]), forbidden, sampling), ROOMY):
             assert set(one.ids) <= {7, 9}
     # The end is a control token too, and may yet be written.
-    closing = generate.generate(model, prompts(2), frozenset([8]), forbidden | {8, 9}, Sampling(2.0), ROOMY)
+    closing = generate.generate(model, prompts(2), Rules(frozenset([8]), forbidden | {8, 9}, Sampling(2.0)), ROOMY)
     assert any(one.ended for one in closing) and all(set(one.ids) <= {7} for one in closing)
     certain = [replace(one, draws=np.full(LIMIT, np.nextafter(1.0, 0.0))) for one in prompts(2)]
-    for one in generate.generate(model, certain, NOTHING, forbidden, Sampling(1.0, 1.0), ROOMY):
+    for one in generate.generate(model, certain, Rules(NOTHING, forbidden, Sampling(1.0, 1.0)), ROOMY):
         assert set(one.ids) <= allowed, "the last draw before 1 must not fall off the end of the distribution"
 
 
@@ -175,7 +175,7 @@ def small_vocabulary() -> Any:
 def test_sampling_follows_the_distribution(temperature: float, top_p: float) -> None:
     model, ids, n = small_vocabulary(), np.array([3, 4, 5]), 3000
     asked = [Asked(ids, draws(1, "draw", at)) for at in range(n)]
-    found = generate.generate(model, asked, NOTHING, NOTHING, Sampling(temperature, top_p), ROOMY)
+    found = generate.generate(model, asked, Rules(NOTHING, NOTHING, Sampling(temperature, top_p)), ROOMY)
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(ids)[None]).logits[0, -1].double()
     chance = torch.softmax(logits / temperature, -1).tolist()
@@ -231,12 +231,12 @@ def test_a_teacher_is_asked_with_question_answer_and_cue(monkeypatch: pytest.Mon
     monkeypatch.setattr("saywhy.teachers.generate", record)
     draft = local(lm, HOT, 0, 77)(QUESTIONS[:1])[0]
     assert (draft.reasoning, draft.cut) == ("it is so", True)
-    _, asked, ends, forbidden, sampling, budget, stop, padded = seen
+    _, asked, rules, budget, padded = seen
     head, _ = prompt_ids(lm.encoder, ("", "Question: so alone\nAnswer: joy", ""))
     assert decode(lm.encoder, asked[0].ids.tolist()[len(head) :]) == "Reasoning:"
     assert asked[0].draws.tolist() == draws(12, 0, "0", 0).tolist()
-    assert ends == {lm.encoder.end} and forbidden == lm.encoder.controls
-    assert (sampling, budget, stop, padded) == (Sampling(1.0, 0.95), 77, None, True)
+    assert rules == Rules(frozenset([lm.encoder.end]), lm.encoder.controls, Sampling(1.0, 0.95))
+    assert (budget, padded) == (77, True)
 
 
 def test_given_reasonings_are_one_paragraph_each() -> None:

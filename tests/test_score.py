@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,10 +17,11 @@ import tiny
 from saywhy import predict
 from saywhy.lm import bind
 from saywhy.lm.encode import decode, make_encoder, prompt_ids, render, text_ids
-from saywhy.lm.generate import Written
+from saywhy.lm.generate import Leaving
 from saywhy.predict import PRUNE, Classifier
 from saywhy.prompts import task_instruction
 from saywhy.records import Prediction, RequestError, Row, Task
+from saywhy.trees import common
 
 AWKWARD = ("yes", "yes and no", "no", "1", "12", "NA", "null", "да", "喜び", "☺ smile", "- ", "Label: x")
 TEXTS = ("i feel so alone", "a lovely morning, the birds are singing and so am i", "7", "ünï <eos> <|x|>", "")
@@ -178,8 +179,13 @@ def test_a_batch_of_unequal_prompts_equals_one_by_one(arm: str, mode: str, budge
 
 def given(monkeypatch: pytest.MonkeyPatch, c: Classifier, *texts: str, ended: bool = True) -> None:
     """Let the model have written these texts."""
-    wrote = [Written(tuple(text_ids(c.lm.encoder, text)), ended, 9.0) for text in texts]
-    monkeypatch.setattr(predict.modes, "_write", lambda *_: wrote)
+    ids = tuple(tuple(text_ids(c.lm.encoder, text)) for text in texts)
+    rows = tuple(range(len(texts)))
+
+    def write(reading: Any, _drawn: Any, _rules: Any, leave: Callable[[Leaving], None]) -> None:
+        leave(Leaving(rows, ids, (ended,) * len(rows), reading.part(rows)))
+
+    monkeypatch.setattr(predict.modes, "write", write)
 
 
 def test_the_label_is_scored_behind_the_rows_own_reasoning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,14 +215,15 @@ def test_a_reasoning_that_met_its_limit_is_forced_and_has_no_strict_label(monkey
 
 def test_writing_stops_at_the_cue(monkeypatch: pytest.MonkeyPatch) -> None:
     c = classifier("reason_then_label", ("yes", "no"))
-    stops: list[Any] = []
-    monkeypatch.setattr(predict.modes, "generate", lambda *a: stops.append(a) or [Written((), True, 1.0)])
+    seen: list[Any] = []
+    write = predict.modes.write
+    monkeypatch.setattr(predict.modes, "write", lambda *a: seen.extend([a[0].path(0), *a[1:3]]) or write(*a))
     answer(c, ROWS[:1], "reason")
-    _, asked, ends, forbidden, _, _, stop, padded = stops[0]
-    assert len(asked[0].draws) == 6 and ends == {c.lm.encoder.end} and forbidden == c.lm.encoder.controls and padded
+    path, drawn, rules = seen
+    assert len(drawn[0]) == 6 and rules.ends == {c.lm.encoder.end} and rules.forbidden == c.lm.encoder.controls
     for text, wanted in ((" so.\nLabel:", True), (" so.\nLabel", False), ("so: ", False), (" the Label: is", False)):
-        assert stop(text_ids(c.lm.encoder, text)) is wanted, text
-    assert asked[0].ids.tolist() == [
+        assert rules.stop(text_ids(c.lm.encoder, text)) is wanted, text
+    assert path.tolist() == [
         *prompt_ids(c.lm.encoder, ("", TEXTS[0], ""))[0],
         *text_ids(c.lm.encoder, "Reasoning:"),
     ]
@@ -224,49 +231,66 @@ def test_writing_stops_at_the_cue(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_explanation_is_written_behind_the_predicted_label(monkeypatch: pytest.MonkeyPatch) -> None:
     c = classifier("label_then_reason", ("yes", "no", "NA"))
-    asked: list[list[int]] = []
+    asked: dict[str, list[int]] = {}
 
-    def write(_lm: Any, heads: Sequence[Sequence[int]], *_: Any) -> list[Written]:
-        asked.extend(list(head) for head in heads)
-        return [Written(tuple(text_ids(c.lm.encoder, " because\nof it ")), at == 0, 3.0) for at in range(len(heads))]
+    def write(reading: Any, drawn: Any, _rules: Any, leave: Callable[[Leaving], None]) -> None:
+        because = tuple(text_ids(c.lm.encoder, " because\nof it "))
+        for at in range(len(drawn)):
+            path = reading.path(at).tolist()
+            asked[decode(c.lm.encoder, path)] = path
+            leave(Leaving((at,), (because,), (TEXTS[0] in decode(c.lm.encoder, path),), reading.part([at])))
 
-    monkeypatch.setattr(predict.modes, "_write", write)
+    monkeypatch.setattr(predict.modes, "write", write)
     found = answer(c, ROWS[:2], "explain")
     scored = answer(c, ROWS[:2], "label")
-    for row, head, one, label in zip(ROWS, asked, found, scored, strict=False):
+    for row, one, label in zip(ROWS, found, scored, strict=False):
         parts = ("Label:", f" {one.label}", "\nReasoning:")
         written = [i for part in parts for i in text_ids(c.lm.encoder, part)]
-        assert head == [*prompt_ids(c.lm.encoder, ("", row.text, ""))[0], *written]
+        path = [*prompt_ids(c.lm.encoder, ("", row.text, ""))[0], *written]
+        assert asked[decode(c.lm.encoder, path)] == path
         assert one.probabilities == label.probabilities and one.reasoning == "because of it"
-        assert one.tokens == label.tokens + 3.0
+        behind = len(written) - len(text_ids(c.lm.encoder, "Label:"))
+        assert one.tokens == pytest.approx(label.tokens + behind), "the prompt is not read again"
     assert [one.forced for one in found] == [False, True]
 
 
 @pytest.mark.parametrize("arm", ["reason_then_label", "both"])
 def test_a_vote_is_the_mean_over_sampled_reasonings(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     c = classifier(arm, ("yes", "no", "NA"))
-    wrote: list[tuple[Any, list[str]]] = []
-    write = predict.modes._write
+    wrote: dict[str, list[str]] = {}
+    write = predict.modes.write
 
-    def seen(lm: Any, heads: Any, drawn: Any, sampling: Any, *rest: Any) -> Any:
-        written = write(lm, heads, drawn, sampling, *rest)
-        wrote.append((sampling, [decode(c.lm.encoder, one.ids).partition("Label:")[0] for one in written]))
-        return written
+    def seen(reading: Any, drawn: Any, rules: Any, leave: Callable[[Leaving], None]) -> None:
+        assert rules.sampling.temperature > 0
+        begins = [decode(c.lm.encoder, reading.path(at).tolist()) for at in range(len(drawn))]
+        texts = [""] * len(drawn)
+
+        def note(gone: Leaving) -> None:
+            for row, ids in zip(gone.rows, gone.ids, strict=True):
+                texts[row] = decode(c.lm.encoder, ids).partition("Label:")[0]
+            leave(gone)
+
+        write(reading, drawn, rules, note)
+        for begin, text in zip(begins, texts, strict=True):
+            wrote.setdefault(begin, []).append(text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(predict.modes, "_write", seen)
+        patch.setattr(predict.modes, "write", seen)
         found = answer(c, ROWS[:2], "vote")
-    (sampling, texts), *_ = wrote
-    assert sampling.temperature > 0 and len(texts) == 2 * predict.modes.VOTES and len(set(texts)) > 2
+    assert all(len(texts) == predict.modes.VOTES for texts in wrote.values()) and len(wrote) == 2
+    assert len({text for texts in wrote.values() for text in texts}) > 2
     for at, one in enumerate(found):
-        own = [" ".join(text.split()) for text in texts[at * predict.modes.VOTES :][: predict.modes.VOTES]]
+        texts = next(texts for begin, texts in wrote.items() if ROWS[at].text in begin)
+        own = [" ".join(text.split()) for text in texts]
         each = [by_hand(c, ROWS[at].text, f"Reasoning:| {text}|\nLabel:", [""]) for text in own]
         assert_close(one, {label: sum(p[label] for p in each) / len(each) for label in each[0]})
         support = [p[one.label] for p in each]
         assert one.reasoning == own[support.index(max(support))]
     again = answer(c, [replace(row, id="another") for row in ROWS[1::-1]], "vote", 1)
     assert [one.reasoning for one in again] == [one.reasoning for one in found[::-1]], "the text decides what is drawn"
-    assert found[0].tokens > answer(c, ROWS[:1], "reason")[0].tokens
+    once = answer(c, ROWS[:1], "reason")[0].tokens
+    prompt = len(prompt_ids(c.lm.encoder, ("", TEXTS[0], ""))[0])
+    assert once < found[0].tokens < predict.modes.VOTES * (once - prompt) + prompt + predict.modes.VOTES * 8
 
 
 def test_an_ensemble_is_the_mean_of_label_and_reason() -> None:
@@ -276,7 +300,12 @@ def test_an_ensemble_is_the_mean_of_label_and_reason() -> None:
         assert_close(
             both, {name: (one.probabilities[name] + two.probabilities[name]) / 2 for name in one.probabilities}
         )
-        assert (both.reasoning, both.tokens) == (two.reasoning, one.tokens + two.tokens)
+        assert both.reasoning == two.reasoning
+    twice = sum(p.tokens for p in (*label, *reason)) - sum(p.tokens for p in found)
+    heads = [prompt_ids(c.lm.encoder, ("", row.text, ""))[0] for row in ROWS]
+    # What all rows share is a little shorter where the cue behind it differs.
+    shared = min(common(np.array(heads[0]), np.array(head)) for head in heads)
+    assert twice == pytest.approx(shared + sum(len(head) - shared for head in heads), abs=1), "prompts are read once"
 
 
 def test_adaptive_reasons_about_the_rows_whose_calibrated_label_is_unsure() -> None:

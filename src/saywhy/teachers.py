@@ -10,7 +10,7 @@ import numpy as np
 from saywhy.config import Sampling as SamplingConfig
 from saywhy.lm import LM
 from saywhy.lm.encode import decode, part_ids, prompt_ids
-from saywhy.lm.generate import Asked, Sampling, draws, generate
+from saywhy.lm.generate import Asked, Rules, Sampling, draws, generate
 from saywhy.prompts import Part, reasoner_pieces
 from saywhy.records import REASONING_CUE
 
@@ -52,16 +52,9 @@ def local(lm: LM, sampling: SamplingConfig, seed: int, budget: int) -> Teacher:
             head, _ = prompt_ids(encoder, reasoner_pieces(q.question, q.answer))
             ids = np.array([*head, *opening], dtype=np.int64)
             asked.append(Asked(ids, draws(sampling.max_tokens, seed, q.row_id, q.index)))
-        written = generate(
-            lm.model,
-            asked,
-            frozenset([encoder.end]),
-            encoder.controls,
-            Sampling(sampling.temperature, sampling.top_p),
-            budget,
-            None,
-            lm.reads_trees,
-        )
+        drawing = Sampling(sampling.temperature, sampling.top_p)
+        rules = Rules(frozenset([encoder.end]), encoder.controls, drawing)
+        written = generate(lm.model, asked, rules, budget, lm.reads_trees)
         return [Draft(paragraph(decode(encoder, one.ids)), not one.ended, len(one.ids)) for one in written]
 
     return write

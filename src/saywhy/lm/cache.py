@@ -1,7 +1,8 @@
-"""Prompts read into a cache: what all of them share is computed once, and each can be read on from its end."""
+"""Rows read into a cache: what they share is computed once, and each can be read on, taken back and parted."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from saywhy.lm.forward import as_attention, by_layer
 from saywhy.trees import Ints, common
+
+# Places that a cache is given beyond those it needs, so that most written tokens find one.
+ROOM = 32
+# What models of different kinds call that which they hand on from token to token.
+CARRIED = ("past_key_values", "cache_params", "state")
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,8 @@ def read_trunk(model: Any, prompts: Sequence[Ints]) -> Trunk:
     ids = prompts[0][:shared]
     if not shared:
         return Trunk(ids, ())
-    cache = DynamicCache()
-    place = torch.arange(shared, device=model.device)
-    seen = (place[None, :] <= place[:, None])[None]
-    _read(model, cache, torch.from_numpy(ids)[None].to(model.device), place[None], place[None], seen)
-    return Trunk(ids, tuple((layer.keys, layer.values) for layer in cache.layers))
+    reading = Reading(model, Trunk(ids[:0], ()), [ids])
+    return Trunk(ids, tuple(layer.held() for layer in reading.cache.layers))
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -46,75 +49,241 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         del order[-size:]
 
 
-class Reading:
-    """A batch of prompts behind their trunk, padded on the left, and what was read on behind each of them.
+class _Layer(DynamicLayer):
+    """One layer's keys and values with room behind them: a token that is read copies none of those before it.
 
-    `hidden` (b, d) is the state at the end of each prompt. `tokens` counts what was computed here, the trunk left out.
+    Every key is kept, also where the model has a window: that is in the mask.
     """
 
-    def __init__(self, model: Any, trunk: Trunk, prompts: Sequence[Ints]) -> None:
-        self.model, self.device = model, model.device
-        shared, count = len(trunk.ids), len(prompts)
-        # A cache made from nothing keeps every key; one made from the config trims windowed layers.
-        self.cache = DynamicCache(
-            tuple((k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in trunk.layers)
-        )
-        width = max(map(len, prompts)) - shared
-        ids = np.zeros((count, width), dtype=np.int64)
-        depth = np.zeros((count, width), dtype=np.int64)
-        valid = np.zeros((count, width), dtype=bool)
-        for at, one in enumerate(prompts):
-            own = len(one) - shared
-            ids[at, width - own :] = one[shared:]
-            depth[at, width - own :] = np.arange(shared, len(one))
-            valid[at, width - own :] = True
-        self.tokens = int(valid.sum())
-        trunk_depth = np.broadcast_to(np.arange(shared), (count, shared))
-        self.depth = torch.from_numpy(np.concatenate([trunk_depth, depth], 1)).to(self.device)
-        whole = np.concatenate([np.ones_like(trunk_depth, dtype=bool), valid], 1)
-        self.valid = torch.from_numpy(whole).to(self.device)
-        query = torch.from_numpy(depth).to(self.device)
-        seen = self.valid[:, None, :] & (self.depth[:, None, :] <= query[:, :, None])
-        # A padded token must read something, or its softmax is not a number and spoils the rows that skip it.
-        seen[:, :, shared:] |= torch.eye(width, dtype=torch.bool, device=self.device)
-        self.hidden = _read(model, self.cache, torch.from_numpy(ids).to(self.device), query, self.depth, seen)[:, -1]
+    used = 0
 
-    def on(self, ids: Tensor, depth: Tensor, chain: NDArray[np.bool_] | None = None) -> Tensor:
-        """Read tokens behind the prompts: `ids`, `depth` (b, q) to hidden states (b, q, d).
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        end = self.used + key_states.shape[2]
+        if self.keys.shape[2] < end:
+            self.keys, self.values = (self._longer(part, end) for part in self.held())
+        self.keys[:, :, self.used : end] = key_states
+        self.values[:, :, self.used : end] = value_states
+        self.used = end
+        return self.held()
 
-        `chain` (b, q, m + q) tells which of the m tokens read on before and of the q now each one reads beside the
-        prompt; without it each reads all that stand at or before its own place.
-        """
-        before = self.depth.shape[1] - self.valid.shape[1]
-        self.depth = torch.cat([self.depth, depth], 1)
-        if chain is None:
-            step = torch.ones((ids.shape[1], before + ids.shape[1]), dtype=torch.bool, device=self.device)
-            behind = step.tril(before).expand(len(ids), -1, -1)
+    def _longer(self, part: Tensor, end: int) -> Tensor:
+        longer = part.new_empty((*part.shape[:2], end + max(ROOM, end // 4), part.shape[3]))
+        longer[:, :, : self.used] = part
+        return longer
+
+    def get_seq_length(self) -> int:
+        return self.used
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Give the keys and values (b, h, used, d)."""
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+
+    def part(self, rows: Tensor) -> _Layer:
+        """Copy some rows."""
+        keys, values = self.held()
+        return _behind(keys[rows], values[rows], len(rows))
+
+
+def _behind(keys: Tensor, values: Tensor, rows: int) -> _Layer:
+    """Make a layer of `rows` rows that begin with these keys and values (1 or rows, h, s, d)."""
+    layer = _Layer()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)
+    layer.used = keys.shape[2]
+    return layer
+
+
+class Reading:
+    """Rows behind a trunk: what was read of each, with its keys and values.
+
+    `hidden` (b, d) is the state at the end of each row, `ends` (b,) its number of tokens. `spent` (b,) counts the
+    tokens that were computed for it, the trunk left out. Each place of the cache has an id and a depth, and is `valid`
+    where it stands on its row's path; all three are (b, w), the trunk's places first.
+    """
+
+    def __init__(self, model: Any, trunk: Trunk, paths: Sequence[Ints]) -> None:
+        self.model = model
+        shape = (len(paths), len(trunk.ids))
+        if trunk.layers:
+            self.cache = Cache(layers=[_behind(keys, values, len(paths)) for keys, values in trunk.layers])
         else:
-            behind = torch.from_numpy(chain).to(self.device)
-        seen = torch.cat([self.valid[:, None, :].expand(-1, ids.shape[1], -1), behind], 2)
-        return _read(self.model, self.cache, ids, depth, self.depth, seen)
+            self.cache = Cache(layer_class_to_replicate=_Layer)
+        self.ids = np.broadcast_to(trunk.ids, shape)
+        self.depth = np.broadcast_to(np.arange(len(trunk.ids)), shape)
+        self.valid = np.ones(shape, dtype=bool)
+        self.looked = np.zeros((len(paths), 0), dtype=np.int64)
+        self.ends = np.full(len(paths), len(trunk.ids), dtype=np.int64)
+        self.spent = np.zeros(len(paths), dtype=np.int64)
+        self.read(paths)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Let all other rows leave the batch."""
-        kept = torch.tensor(rows, device=self.device)
-        self.cache.batch_select_indices(kept)
-        self.depth, self.valid = self.depth[kept], self.valid[kept]
+    def read(self, paths: Sequence[Ints]) -> None:
+        """Let each row be its path, a whole one from the first token: what it begins with and was read stays."""
+        kept = np.array([min(common(self.path(row), path), len(path) - 1) for row, path in enumerate(paths)])
+        self.back(kept)
+        self.ends = np.array([len(path) for path in paths])
+        count = self.ends - kept
+        ids = np.zeros((len(paths), count.max()), dtype=np.int64)
+        for row, path in enumerate(paths):
+            ids[row, : count[row]] = path[kept[row] :]
+        states = self._append(ids, kept, np.arange(ids.shape[1]) < count[:, None])
+        last = torch.from_numpy(count - 1).to(states.device)
+        self.hidden = states[torch.arange(len(ids), device=states.device), last]
+        self.spent = self.spent + count
+
+    def path(self, row: int) -> Ints:
+        """Give the tokens of a row (n,), from the first."""
+        return self.ids[row][self.valid[row]]
+
+    def step(self, ids: Ints) -> None:
+        """Read one token, `ids` (b,), behind each row."""
+        self._settle()
+        self.hidden = self._append(ids[:, None], self.ends, np.ones((len(ids), 1), dtype=bool))[:, 0]
+        self.ends, self.spent = self.ends + 1, self.spent + 1
+
+    def look(self, ids: Ints, offset: Ints, chain: NDArray[np.bool_]) -> Tensor:
+        """Read tokens that branch behind the rows and are forgotten with the next `read` or `step`.
+
+        `ids` (b, q), `offset` tokens behind the end of their rows, to hidden states (b, q, d). `chain` (b, q, m + q)
+        tells which of the m tokens looked at before and of the q now each one reads beside its row; what pads reads
+        none, not even itself.
+        """
+        depth = self.ends[:, None] + offset
+        self.spent = self.spent + chain.any(2).sum(1)
+        self.looked = np.concatenate([self.looked, depth], 1)
+        row = np.broadcast_to(self.valid[:, None, :], (*ids.shape, self.valid.shape[1]))
+        seen = np.concatenate([row, chain], 2)
+        return self._forward(ids, depth, np.concatenate([self.depth, self.looked], 1), seen)
+
+    def part(self, rows: Sequence[int]) -> Reading:
+        """Give these rows, in this order and any of them more than once, as a reading of their own."""
+        other = copy.copy(self)
+        taken = np.array(rows, dtype=np.int64)
+        places = torch.from_numpy(taken).to(self.hidden.device)
+        other.cache = Cache(layers=[layer.part(places) for layer in self.cache.layers])
+        other.hidden = self.hidden[places]
+        other.ids, other.depth, other.valid = self.ids[taken], self.depth[taken], self.valid[taken]
+        other.looked, other.ends, other.spent = self.looked[taken], self.ends[taken], self.spent[taken]
+        return other
+
+    def back(self, ends: Ints) -> None:
+        """Forget what stands behind the first `ends` (b,) tokens of each row; `read` then says what `hidden` is."""
+        self._settle()
+        self.ends = np.minimum(self.ends, ends)
+        self.valid = self.valid & (self.depth < self.ends[:, None])
+        used = np.flatnonzero(self.valid.any(0))
+        width = int(used[-1]) + 1 if len(used) else 0
+        self.ids, self.depth, self.valid = self.ids[:, :width], self.depth[:, :width], self.valid[:, :width]
+        self._shorten(width)
+
+    def _settle(self) -> None:
+        if self.looked.shape[1]:
+            self.looked = self.looked[:, :0]
+            self._shorten(self.valid.shape[1])
+
+    def _shorten(self, width: int) -> None:
+        for layer in self.cache.layers:
+            layer.used = min(layer.used, width)
+
+    def _append(self, ids: Ints, start: Ints, real: NDArray[np.bool_]) -> Tensor:
+        """Read `ids` (b, q) behind rows that end at depth `start` (b,); what is not `real` pads on the right."""
+        depth = start[:, None] + np.arange(ids.shape[1])
+        before = np.broadcast_to(self.valid[:, None, :], (*ids.shape, self.valid.shape[1]))
+        # The first token of a row is real and every later one reads it, so no softmax is without a key.
+        among = np.tril(np.ones((ids.shape[1], ids.shape[1]), dtype=bool)) & real[:, None, :]
+        self.ids = np.concatenate([self.ids, ids], 1)
+        self.depth = np.concatenate([self.depth, depth], 1)
+        self.valid = np.concatenate([self.valid, real], 1)
+        return self._forward(ids, depth, self.depth, np.concatenate([before, among], 2))
+
+    @torch.inference_mode()
+    def _forward(self, ids: Ints, query: Ints, key: Ints, seen: NDArray[np.bool_]) -> Tensor:
+        """Run the decoder over `ids` (b, q) at depths `query`; `seen` (b, q, k): which keys, of depths `key`."""
+        device = self.model.device
+
+        def inside(window: int | None) -> Tensor:
+            near = seen if window is None else seen & (query[:, :, None] - key[:, None, :] < window)
+            return as_attention(self.model, torch.from_numpy(near[:, None]).to(device))
+
+        output = self.model.get_decoder()(
+            input_ids=torch.from_numpy(ids).to(device),
+            position_ids=torch.from_numpy(query).to(device),
+            attention_mask=by_layer(self.model, inside),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
 
-def _read(model: Any, cache: DynamicCache, ids: Tensor, query: Tensor, key: Tensor, seen: Tensor) -> Tensor:
-    """Run the decoder over `ids` (b, q) at depths `query`; `seen` (b, q, k): which keys, of depths `key`, are read."""
+class Alone:
+    """The same for models that can read no mask of ours: row by row, with what the model hands on to itself."""
 
-    def inside(window: int | None) -> Tensor:
-        near = seen if window is None else seen & (query[:, :, None] - key[:, None, :] < window)
-        return as_attention(model, near[:, None])
+    def __init__(self, model: Any, paths: Sequence[Ints]) -> None:
+        self.model = model
+        self.spent = np.zeros(len(paths), dtype=np.int64)
+        self.looked = np.zeros((len(paths), 0), dtype=np.int64)
+        self.read(paths)
 
-    output = model.get_decoder()(
-        input_ids=ids,
-        position_ids=query,
-        attention_mask=by_layer(model, inside),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+    def read(self, paths: Sequence[Ints]) -> None:
+        """Let each row be its path."""
+        self.paths = list(paths)
+        self.carried: list[dict[str, Any]] = [{} for _ in paths]
+        self.hidden = torch.cat([self._onward(row, path) for row, path in enumerate(paths)])
+        self.spent = self.spent + np.array([len(path) for path in paths])
+
+    def step(self, ids: Ints) -> None:
+        """Read one token, `ids` (b,), behind each row."""
+        self.paths = [np.append(path, token) for path, token in zip(self.paths, ids, strict=True)]
+        unread = [path[-1:] if self.carried[row] else path for row, path in enumerate(self.paths)]
+        self.hidden = torch.cat([self._onward(row, path) for row, path in enumerate(unread)])
+        self.spent = self.spent + np.array([len(path) for path in unread])
+
+    def look(self, ids: Ints, offset: Ints, chain: NDArray[np.bool_]) -> Tensor:
+        """Read tokens that branch behind the rows, each with all that stands before it (see `Reading.look`)."""
+        before = chain.shape[2] - ids.shape[1]
+        self.looked = np.concatenate([self.looked[:, :before], ids], 1)
+        paths = [
+            [np.concatenate([path, looked[way]]) for way in ways]
+            for path, looked, ways in zip(self.paths, self.looked, chain, strict=True)
+        ]
+        self.spent = self.spent + np.array([sum(map(len, row)) for row in paths])
+        return torch.stack([torch.cat([self._whole(path) for path in row]) for row in paths])
+
+    def part(self, rows: Sequence[int]) -> Alone:
+        """Give these rows, in this order and any of them more than once, as a reading of their own."""
+        other = copy.copy(self)
+        taken = list(rows)
+        other.paths = [self.paths[row] for row in taken]
+        # What is carried is changed in place, so it belongs to one reading only: here the rows are read again.
+        other.carried = [{} for _ in taken]
+        other.hidden, other.looked, other.spent = self.hidden[taken], self.looked[taken], self.spent[taken]
+        return other
+
+    def back(self, ends: Ints) -> None:
+        """Forget what stands behind the first `ends` (b,) tokens of each row."""
+        self.paths = [path[:end] for path, end in zip(self.paths, ends, strict=True)]
+        self.carried = [{} for _ in self.paths]
+
+    @property
+    def ends(self) -> Ints:
+        return np.array([len(path) for path in self.paths])
+
+    @torch.inference_mode()
+    def _onward(self, row: int, ids: Ints) -> Tensor:
+        asked = torch.from_numpy(ids)[None].to(self.model.device)
+        output = self.model.get_decoder()(input_ids=asked, use_cache=True, **self.carried[row])
+        self.carried[row] = {name: output[name] for name in CARRIED if output.get(name) is not None}
+        return output.last_hidden_state[:, -1]
+
+    @torch.inference_mode()
+    def _whole(self, ids: Ints) -> Tensor:
+        asked = torch.from_numpy(ids)[None].to(self.model.device)
+        return self.model.get_decoder()(input_ids=asked, use_cache=False).last_hidden_state[:, -1]
+
+
+def open_reading(model: Any, trunk: Trunk | None, paths: Sequence[Ints]) -> Reading | Alone:
+    """Read rows, each given from its first token: behind their trunk, or alone where there is none for their model."""
+    return Alone(model, paths) if trunk is None else Reading(model, trunk, paths)

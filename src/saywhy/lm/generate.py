@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saywhy.lm.cache import Reading, Trunk, batches, read_trunk
+from saywhy.lm.cache import Alone, Reading, batches, open_reading, read_trunk
 from saywhy.lm.forward import head
 from saywhy.trees import Floats, Ints
 
 # A batch is made smaller when this share of its rows has finished.
 LEAVE_AT = 0.25
-# What models of different kinds call that which they hand on from token to token.
-CARRIED = ("past_key_values", "cache_params", "state")
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,16 @@ class Asked:
     draws: Floats
 
 
+@dataclass(frozen=True)
+class Rules:
+    """How a text is written: `ends` close it, `forbidden` tokens are never in it, `stop(ids)` says that it is whole."""
+
+    ends: frozenset[int]
+    forbidden: frozenset[int]
+    sampling: Sampling = Sampling()
+    stop: Callable[[Sequence[int]], bool] | None = None
+
+
 def draws(limit: int, *key: object) -> Floats:
     """Give `limit` uniform numbers that depend on the key alone, so that batch, order and restart change no text."""
     digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
@@ -56,126 +64,117 @@ def draws(limit: int, *key: object) -> Floats:
 
 
 @torch.inference_mode()
-def generate(
-    model: Any,
-    prompts: Sequence[Asked],
-    ends: frozenset[int],
-    forbidden: frozenset[int],
-    sampling: Sampling,
-    budget: int,
-    stop: Callable[[Sequence[int]], bool] | None = None,
-    padded: bool = True,
-) -> list[Written]:
-    """Continue every prompt until an end token, `stop(ids)` or the end of its draws; answers keep the order of prompts.
+def generate(model: Any, prompts: Sequence[Asked], rules: Rules, budget: int, padded: bool = True) -> list[Written]:
+    """Continue every prompt until it ends, or to the end of its draws; answers keep the order of prompts.
 
-    `ends` close a text; `forbidden` are never written. `budget` bounds prompt and written tokens of a batch together.
-    `padded` is False for models that can read no mask of ours: their rows are written one by one.
+    `budget` bounds prompt and written tokens of a batch together. `padded` is False for models that can read no mask of
+    ours: their rows are written one by one.
     """
     written: list[Written | None] = [None] * len(prompts)
     trunk = read_trunk(model, [one.ids for one in prompts]) if padded and prompts else None
     part = 0.0 if trunk is None else len(trunk.ids) / len(prompts)
+
+    def note(batch: Sequence[int]) -> Callable[[Leaving], None]:
+        def leave(rows: Leaving) -> None:
+            for row, ids, ended, tokens in zip(rows.rows, rows.ids, rows.ended, rows.reading.spent, strict=True):
+                written[batch[row]] = Written(ids, ended, part + int(tokens))
+
+        return leave
+
     # Without padding no budget is large enough for two rows.
     for batch in batches([len(one.ids) + len(one.draws) for one in prompts], budget if padded else 0):
-        asked = [prompts[i] for i in batch]
-        found = _Batch(model, asked, ends, forbidden, sampling, stop, trunk, part).run()
-        for i, one in zip(batch, found, strict=True):
-            written[i] = one
+        reading = open_reading(model, trunk, [prompts[at].ids for at in batch])
+        write(reading, [prompts[at].draws for at in batch], rules, note(batch))
     return [one for one in written if one is not None]
 
 
-class _Batch:
-    """The state of one batch while it is written: cache, mask and what each row has so far."""
+@dataclass(frozen=True)
+class Leaving:
+    """Rows that have finished their texts: their places among those that were asked, what they wrote, their reading.
 
-    def __init__(
-        self,
-        model: Any,
-        asked: Sequence[Asked],
-        ends: frozenset[int],
-        forbidden: frozenset[int],
-        sampling: Sampling,
-        stop: Callable[[Sequence[int]], bool] | None,
-        trunk: Trunk | None,
-        trunk_part: float,
-    ) -> None:
-        self.trunk_part = trunk_part
-        self.model, self.asked, self.ends, self.sampling, self.stop = model, asked, ends, sampling, stop
-        self.device = model.device
-        self.forbidden = torch.tensor(sorted(forbidden - ends), dtype=torch.long, device=self.device)
-        self.reading = None if trunk is None else Reading(model, trunk, [one.ids for one in asked])
-        self.shared = 0 if trunk is None else len(trunk.ids)
-        self.texts: list[list[int]] = [[] for _ in asked]
-        self.ended = [False] * len(asked)
-        self.rows = list(range(len(asked)))
+    The reading ends within the text of each row; what is asked of it next is a `read`.
+    """
 
-    def run(self) -> list[Written]:
-        logits = self._read_alone() if self.reading is None else head(self.model, self.reading.hidden).float()
-        limit = max(len(asked.draws) for asked in self.asked)
-        for step in range(limit):
-            fresh = self._draw(logits, step)
-            leaving = self._note(fresh)
-            if len(leaving) == len(self.rows):
-                break
-            if step + 1 == limit:
-                break
-            staying = [at for at in range(len(self.rows)) if at not in leaving]
-            if self.reading is not None and len(leaving) >= LEAVE_AT * len(self.rows):
-                fresh = self._leave(self.reading, staying, fresh)
-            logits = self._step(fresh)
-        return [
-            Written(tuple(text), ended, self.trunk_part + len(asked.ids) - self.shared + len(text))
-            for text, ended, asked in zip(self.texts, self.ended, self.asked, strict=True)
-        ]
+    rows: tuple[int, ...]
+    ids: tuple[tuple[int, ...], ...]
+    ended: tuple[bool, ...]
+    reading: Reading | Alone
 
-    def _read_alone(self) -> Tensor:
-        self.carried: dict[str, Any] = {}
-        return self._forward_alone(torch.from_numpy(self.asked[0].ids)[None].to(self.device))
 
-    def _forward_alone(self, ids: Tensor) -> Tensor:
-        output = self.model(input_ids=ids, use_cache=True, **self.carried)
-        self.carried = {name: output[name] for name in CARRIED if output.get(name) is not None}
-        return output.logits[:, -1].float()
+@torch.inference_mode()
+def write(reading: Reading | Alone, drawn: Sequence[Floats], rules: Rules, leave: Callable[[Leaving], None]) -> None:
+    """Write a text behind every row of a reading, at most one token for each of its draws.
 
-    def _step(self, fresh: Tensor) -> Tensor:
-        if self.reading is None:
-            return self._forward_alone(fresh[:, None])
-        hidden = self.reading.on(fresh[:, None], self.reading.depth[:, -1:] + 1)
-        return head(self.model, hidden[:, 0]).float()
+    Rows that have finished are handed to `leave` together, as soon as they are a quarter of those that are left.
+    """
+    starts = zip(drawn, reading.ends, reading.spent, strict=True)
+    texts = [_Text(len(some), int(end), int(spent)) for some, end, spent in starts]
+    forbidden = torch.tensor(sorted(rules.forbidden - rules.ends), dtype=torch.long, device=reading.hidden.device)
+    rows = list(range(len(drawn)))
+    unread: list[int] = []
+    while True:
+        done = [at for at, row in enumerate(rows) if texts[row].done]
+        if len(done) == len(rows) or len(done) > LEAVE_AT * len(rows):
+            leave(_leaving(reading.part(done), [rows[at] for at in done], texts))
+            staying = [at for at, row in enumerate(rows) if not texts[row].done]
+            if not staying:
+                return
+            reading, rows, unread = reading.part(staying), [rows[at] for at in staying], [unread[at] for at in staying]
+        if unread:
+            reading.step(np.array(unread, dtype=np.int64))
+        spots = [drawn[row][min(len(texts[row].ids), len(drawn[row]) - 1)] if len(drawn[row]) else 0.0 for row in rows]
+        unread = _draw(head(reading.model, reading.hidden).float(), forbidden, rules.sampling, spots).tolist()
+        for row, token in zip(rows, unread, strict=True):
+            texts[row].take(token, rules)
 
-    def _draw(self, logits: Tensor, step: int) -> Tensor:
-        if len(self.forbidden):
-            logits[:, self.forbidden] = -torch.inf
-        if self.sampling.temperature == 0:
-            return logits.argmax(-1)
-        chance = torch.softmax(logits / self.sampling.temperature, -1)
-        likely, order = chance.sort(dim=-1, descending=True, stable=True)
-        total = likely.cumsum(-1)
-        likely = likely.masked_fill(total - likely >= self.sampling.top_p, 0.0)
-        total = likely.cumsum(-1)
-        spots = [self.asked[row].draws for row in self.rows]
-        drawn = torch.tensor([spot[min(step, len(spot) - 1)] for spot in spots], device=self.device)
-        pick = (total <= (drawn * total[:, -1].double())[:, None].to(total.dtype)).sum(-1, keepdim=True)
-        # A draw next to 1 is rounded up to 1, where only tokens without any probability are left.
-        last = (likely > 0).sum(-1, keepdim=True) - 1
-        return order.gather(1, torch.minimum(pick, last))[:, 0]
 
-    def _note(self, fresh: Tensor) -> set[int]:
-        """Write down the new tokens; give the places of the rows that have finished, now or before."""
-        leaving = set()
-        for at, (row, token) in enumerate(zip(self.rows, fresh.tolist(), strict=True)):
-            text = self.texts[row]
-            if self.ended[row] or len(text) >= len(self.asked[row].draws):
-                leaving.add(at)
-                continue
-            if token in self.ends:
-                self.ended[row] = True
-            else:
-                text.append(token)
-                self.ended[row] = self.stop is not None and self.stop(text)
-            if self.ended[row] or len(text) >= len(self.asked[row].draws):
-                leaving.add(at)
-        return leaving
+class _Text:
+    """What a row has of its text, and where its prompt ended at which cost."""
 
-    def _leave(self, reading: Reading, staying: list[int], fresh: Tensor) -> Tensor:
-        reading.keep(staying)
-        self.rows = [self.rows[at] for at in staying]
-        return fresh[staying]
+    def __init__(self, limit: int, end: int, spent: int) -> None:
+        self.limit, self.end, self.spent = limit, end, spent
+        self.ids: list[int] = []
+        self.ended = self.closed = False
+
+    @property
+    def done(self) -> bool:
+        return self.ended or len(self.ids) >= self.limit
+
+    @property
+    def read(self) -> int:
+        """How many of its tokens had to be read: the last one only where an end token was drawn behind it."""
+        return len(self.ids) if self.closed else max(0, len(self.ids) - 1)
+
+    def take(self, token: int, rules: Rules) -> None:
+        if self.done:
+            return
+        self.closed = token in rules.ends
+        if not self.closed:
+            self.ids.append(token)
+        self.ended = self.closed or (rules.stop is not None and rules.stop(self.ids))
+
+
+def _leaving(reading: Reading | Alone, rows: Sequence[int], texts: Sequence[_Text]) -> Leaving:
+    """Hand over finished rows, without what was read of them while they waited for others to finish."""
+    gone = [texts[row] for row in rows]
+    reading.back(np.array([text.end + text.read for text in gone]))
+    reading.spent = np.array([text.spent + text.read for text in gone])
+    return Leaving(tuple(rows), tuple(tuple(text.ids) for text in gone), tuple(text.ended for text in gone), reading)
+
+
+def _draw(logits: Tensor, forbidden: Tensor, sampling: Sampling, spots: Sequence[float]) -> Tensor:
+    """Draw a token for each row of logits (b, v), decided by one number in [0, 1) a row."""
+    if len(forbidden):
+        logits[:, forbidden] = -torch.inf
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    chance = torch.softmax(logits / sampling.temperature, -1)
+    likely, order = chance.sort(dim=-1, descending=True, stable=True)
+    total = likely.cumsum(-1)
+    likely = likely.masked_fill(total - likely >= sampling.top_p, 0.0)
+    total = likely.cumsum(-1)
+    drawn = torch.tensor(spots, dtype=torch.float64, device=logits.device)
+    pick = (total <= (drawn * total[:, -1].double())[:, None].to(total.dtype)).sum(-1, keepdim=True)
+    # A draw next to 1 is rounded up to 1, where only tokens without any probability are left.
+    last = (likely > 0).sum(-1, keepdim=True) - 1
+    return order.gather(1, torch.minimum(pick, last))[:, 0]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saywhy.lm.cache import Reading, Trunk, batches, read_trunk
+from saywhy.lm.cache import Alone, Reading
 from saywhy.lm.forward import SLICE_NUMBERS, head
 from saywhy.trees import Floats, Ints
 
@@ -40,13 +40,11 @@ class Trie:
 class Scores:
     """`log_probs`, for every row one (answers,) float64, -inf where an answer was left out.
 
-    `pruned` (rows,) float64 bounds the share of a row's probability that the answers left out may have; `tokens` is
-    what was computed for all rows together, shared ones once.
+    `pruned` (rows,) float64 bounds the share of a row's probability that the answers left out may have.
     """
 
     log_probs: tuple[Floats, ...]
     pruned: Floats
-    tokens: int
 
 
 def trie_of(answers: Sequence[Sequence[Sequence[int]]]) -> Trie:
@@ -72,27 +70,44 @@ def trie_of(answers: Sequence[Sequence[Sequence[int]]]) -> Trie:
 
 
 @torch.inference_mode()
-def score(
-    model: Any, prompts: Sequence[Ints], tries: Sequence[Trie], prune: float, budget: int, padded: bool = True
-) -> Scores:
-    """Score the answers of every row behind its prompt; rows may share a trie.
+def score(reading: Reading | Alone, tries: Sequence[Trie], prune: float) -> Scores:
+    """Score the answers of every row of a reading behind its end; rows may share a trie.
 
     A trie is read level by level, the likeliest nodes first. A node is left when its path is less likely than `prune`
     times the best complete answer: no answer is likelier than its beginning, so the best one is found whatever `prune`
-    is, and 0 leaves out nothing. `budget` bounds the tokens of a batch; `padded` is False for models that can read no
-    mask of ours: they read row by row.
+    is, and 0 leaves out nothing. The reading ends where it did, with what this spent added.
     """
     searches = [_Search(trie, prune) for trie in tries]
-    if not padded:
-        tokens = sum(_alone(model, prompt, search) for prompt, search in zip(prompts, searches, strict=True))
-    else:
-        trunk = read_trunk(model, prompts)
-        tokens = len(trunk.ids)
-        for batch in batches([len(prompt) for prompt in prompts], budget):
-            tokens += _together(model, trunk, [prompts[at] for at in batch], [searches[at] for at in batch])
-    return Scores(
-        tuple(search.answers() for search in searches), np.array([search.pruned() for search in searches]), tokens
-    )
+    for search, line in zip(searches, _log_probs(reading.model, reading.hidden, tries), strict=True):
+        search.note(np.zeros(1, dtype=np.int64), line[None])
+    # Which node of its trie each row read at each place behind its end, -1 where it read nothing.
+    behind = [np.zeros(0, dtype=np.int64) for _ in tries]
+    staying, width, parted = list(range(len(tries))), 0, reading
+    while wanted := {row: nodes for row in staying if len(nodes := searches[row].wanted())}:
+        if len(wanted) < len(staying):
+            parted = parted.part([at for at, row in enumerate(staying) if row in wanted])
+            staying = list(wanted)
+        most = max(map(len, wanted.values()))
+        ids = np.zeros((len(staying), most), dtype=np.int64)
+        # What pads reads the row alone, and nothing reads it.
+        offset = np.zeros((len(staying), most), dtype=np.int64)
+        chain = np.zeros((len(staying), most, width + most), dtype=bool)
+        for at, (row, nodes) in enumerate(wanted.items()):
+            trie, count = searches[row].trie, len(nodes)
+            behind[row] = np.concatenate([behind[row], nodes, np.full(most - count, -1)])
+            ids[at, :count] = trie.token[nodes]
+            offset[at, :count] = trie.depth[nodes] - 1
+            chain[at, :count] = trie.under[nodes[:, None], behind[row][None]] & (behind[row] >= 0)
+        hidden = parted.look(ids, offset, chain)
+        reading.spent[staying] = parted.spent
+        width += most
+        counts = [len(nodes) for nodes in wanted.values()]
+        read = torch.cat([states[:count] for states, count in zip(hidden, counts, strict=True)])
+        owners = [searches[row].trie for row, nodes in wanted.items() for _ in nodes]
+        lines = iter(_log_probs(reading.model, read, owners))
+        for row, nodes in wanted.items():
+            searches[row].note(nodes, np.stack([next(lines) for _ in nodes]))
+    return Scores(tuple(search.answers() for search in searches), np.array([search.pruned() for search in searches]))
 
 
 class _Search:
@@ -128,45 +143,6 @@ class _Search:
         return left / (left + float(np.exp(self.answers()).sum()))
 
 
-def _together(model: Any, trunk: Trunk, prompts: Sequence[Ints], searches: Sequence[_Search]) -> int:
-    """Read the tries of a batch of rows through one cache; give the tokens computed."""
-    reading = Reading(model, trunk, prompts)
-    tokens, width = reading.tokens, 0
-    for search, line in zip(searches, _log_probs(model, reading.hidden, [s.trie for s in searches]), strict=True):
-        search.note(np.zeros(1, dtype=np.int64), line[None])
-    # Which node of its trie each row read at each place behind its prompt, -1 where it read nothing.
-    behind = [np.zeros(0, dtype=np.int64) for _ in prompts]
-    staying = list(range(len(prompts)))
-    while True:
-        wanted = {row: nodes for row in staying if len(nodes := searches[row].wanted())}
-        if not wanted:
-            return tokens
-        if len(wanted) < len(staying):
-            reading.keep([at for at, row in enumerate(staying) if row in wanted])
-            staying = list(wanted)
-        most = max(map(len, wanted.values()))
-        ids = np.zeros((len(staying), most), dtype=np.int64)
-        # What pads reads the prompt alone, and nothing reads it.
-        depth = np.zeros((len(staying), most), dtype=np.int64)
-        chain = np.zeros((len(staying), most, width + most), dtype=bool)
-        for at, (row, nodes) in enumerate(wanted.items()):
-            trie, count = searches[row].trie, len(nodes)
-            behind[row] = np.concatenate([behind[row], nodes, np.full(most - count, -1)])
-            ids[at, :count] = trie.token[nodes]
-            depth[at] = len(prompts[row])
-            depth[at, :count] += trie.depth[nodes] - 1
-            chain[at, :count] = trie.under[nodes[:, None], behind[row][None]] & (behind[row] >= 0)
-        hidden = reading.on(torch.from_numpy(ids).to(model.device), torch.from_numpy(depth).to(model.device), chain)
-        width += most
-        counts = [len(nodes) for nodes in wanted.values()]
-        read = torch.cat([states[:count] for states, count in zip(hidden, counts, strict=True)])
-        owners = [searches[row].trie for row, nodes in wanted.items() for _ in nodes]
-        lines = iter(_log_probs(model, read, owners))
-        for row, nodes in wanted.items():
-            searches[row].note(nodes, np.stack([next(lines) for _ in nodes]))
-        tokens += sum(counts)
-
-
 def _log_probs(model: Any, hidden: Tensor, tries: Sequence[Trie]) -> list[Floats]:
     """Give for every state (k, d) the log-probabilities of its trie's tokens, without holding all logits at once."""
     rows = max(1, SLICE_NUMBERS // model.config.get_text_config().vocab_size)
@@ -177,16 +153,3 @@ def _log_probs(model: Any, hidden: Tensor, tries: Sequence[Trie]) -> list[Floats
         for line, sum_, trie in zip(logits, total, tries[start : start + rows], strict=True):
             found.append(line[torch.from_numpy(trie.tokens).to(line.device)].double().cpu().numpy() - sum_)
     return found
-
-
-def _alone(model: Any, prompt: Ints, search: _Search) -> int:
-    """Read one row without a cache: the prompt again before every node; give the tokens computed."""
-    tokens = 0
-    while len(wanted := search.wanted()):
-        for node in wanted:
-            way = np.flatnonzero(search.trie.under[node])
-            ids = torch.from_numpy(np.concatenate([prompt, search.trie.token[way]]))[None].to(model.device)
-            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1:]
-            search.note(np.array([node]), _log_probs(model, hidden, [search.trie])[0][None])
-            tokens += ids.shape[1]
-    return tokens

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
 from saywhy.lm import LM
+from saywhy.lm.cache import Alone, Reading, batches, open_reading, read_trunk
 from saywhy.lm.encode import decode, part_ids, prompt_ids
-from saywhy.lm.generate import Asked, Sampling, Written, draws, generate
-from saywhy.lm.score import score, trie_of
+from saywhy.lm.generate import Leaving, Rules, Sampling, draws, write
+from saywhy.lm.score import Trie, score, trie_of
 from saywhy.metrics import apply_temperature, give_back_pruned
 from saywhy.predict.folder import Classifier, check_mode
-from saywhy.progress import track
+from saywhy.progress import Advance, track
 from saywhy.prompts import Part, row_pieces, target
 from saywhy.records import LABEL_CUE, REASONING_CUE, Prediction, RequestError, Row
-from saywhy.trees import Floats
+from saywhy.trees import Floats, Ints
 
 # Rows that are held as tokens at one time, however large the file is.
 ROWS_AT_ONCE = 2048
@@ -40,84 +41,97 @@ def answer(
 ) -> list[Prediction]:
     """Predict rows in one mode, probabilities before temperature, in the order of the rows.
 
-    `budget` bounds the tokens of a forward pass. With a `title` progress is shown under it. A label less likely than
-    `prune` times the best one may be left out; its probability is then 0, and `pruned` bounds what is missing.
+    `budget` bounds the tokens that are held at one time. With a `title` progress is shown under it. A label less likely
+    than `prune` times the best one may be left out; its probability is then 0, and `pruned` bounds what is missing.
     """
     check_mode(classifier, mode)
-    ways = {
-        "label": _label,
-        "reason": _reason,
-        "explain": _explain,
-        "vote": _vote,
-        "ensemble": _ensemble,
-        "adaptive": _adaptive,
+    ways: dict[str, Way] = {
+        "label": Way(_label, LABEL_CUE, 0),
+        "reason": Way(_reason, REASONING_CUE, 1),
+        "explain": Way(_explain, LABEL_CUE, 1),
+        "vote": Way(_vote, REASONING_CUE, VOTES),
+        "ensemble": Way(_ensemble, LABEL_CUE, 1),
+        "adaptive": Way(_adaptive, LABEL_CUE, 1),
     }
-    ask = ways[mode]
     found: list[Prediction] = []
     with track(title, len(rows), "rows", bool(title)) as advance:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
-            answers = ask(classifier, some, budget, prune)
-            advance(len(some), sum(a.tokens for a in answers), "")
+            answers = _asked(classifier, some, ways[mode], budget, prune, advance)
             found += answers
     return found
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a mode asks: what answers a batch, the cue behind which it begins, and how many texts it writes of a row."""
+
+    ask: Callable[[Batch], list[Prediction]]
+    cue: str
+    texts: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that are asked together, with their prompts up to the cue, the tries of their labels and their reading.
+
+    `trunk` is each row's part of the tokens that all rows of a call share.
+    """
+
+    classifier: Classifier
+    rows: Sequence[Row]
+    heads: Sequence[Ints]
+    tries: Sequence[Trie]
+    reading: Reading | Alone
+    prune: float
+    trunk: float
+
+    def part(self, places: Sequence[int]) -> Batch:
+        """Give some rows, any of them more than once, with a reading of their own."""
+        return replace(
+            self,
+            rows=[self.rows[at] for at in places],
+            heads=[self.heads[at] for at in places],
+            tries=[self.tries[at] for at in places],
+            reading=self.reading.part(places),
+        )
+
+
+def _asked(
+    classifier: Classifier, rows: Sequence[Row], way: Way, budget: int, prune: float, advance: Advance
+) -> list[Prediction]:
+    """Answer rows batch by batch; prompts of equal length stand together, what all of them share is read once."""
+    lm = classifier.lm
+    heads = [np.array(prompt_ids(lm.encoder, row_pieces(row))[0], dtype=np.int64) for row in rows]
+    cue = part_ids(lm.encoder, Part("cue", way.cue, ""))
+    trie = cache(lambda labels: trie_of(_sequences(classifier, labels)))
+    tries = [trie(row.choices or classifier.task.labels) for row in rows]
+    trunk = read_trunk(lm.model, [np.append(head, cue) for head in heads]) if lm.reads_trees else None
+    part = 0.0 if trunk is None else len(trunk.ids) / len(rows)
+    # A row is held with all that may be written behind it.
+    lengths = [max(1, way.texts) * (len(head) + len(cue) + bool(way.texts) * lm.encoder.prompt.limit) for head in heads]
+    found: dict[int, Prediction] = {}
+    for places in batches(lengths, budget if lm.reads_trees else 0):
+        reading = open_reading(lm.model, trunk, [np.append(heads[at], cue) for at in places])
+        batch = Batch(
+            classifier,
+            [rows[at] for at in places],
+            [heads[at] for at in places],
+            [tries[at] for at in places],
+            reading,
+            prune,
+            part,
+        )
+        answers = way.ask(batch)
+        advance(len(places), sum(a.tokens for a in answers), "")
+        found |= zip(places, answers, strict=True)
+    return [found[at] for at in range(len(rows))]
 
 
 def too_long(classifier: Classifier, rows: Sequence[Row]) -> dict[str, int]:
     """Count the rows whose text does not fit and is cut in the middle, by label."""
     cut = Counter(row.label or "" for row in rows if prompt_ids(classifier.lm.encoder, row_pieces(row))[1])
     return dict(cut)
-
-
-def _heads(classifier: Classifier, rows: Sequence[Row]) -> list[list[int]]:
-    return [prompt_ids(classifier.lm.encoder, row_pieces(row))[0] for row in rows]
-
-
-def _label(classifier: Classifier, rows: Sequence[Row], budget: int, prune: float) -> list[Prediction]:
-    """The label alone, scored behind the prompt."""
-    cue = part_ids(classifier.lm.encoder, Part("cue", LABEL_CUE, ""))
-    heads = [[*head, *cue] for head in _heads(classifier, rows)]
-    return _scored(classifier, rows, heads, budget, prune)
-
-
-def _reason(classifier: Classifier, rows: Sequence[Row], budget: int, prune: float) -> list[Prediction]:
-    """Write the likeliest reasoning, then score the labels behind it."""
-    certain = [draws(classifier.lm.encoder.prompt.limit)] * len(rows)
-    return _reasoned(classifier, rows, certain, Sampling(), budget, prune)
-
-
-def _vote(classifier: Classifier, rows: Sequence[Row], budget: int, prune: float) -> list[Prediction]:
-    """Sample several reasonings, score the labels behind each, and take the mean (2203.11171 counts votes instead).
-
-    What is drawn depends on the row's text and nothing else, so that the same text always gets the same answer.
-    """
-    limit = classifier.lm.encoder.prompt.limit
-    each = [(row, k) for row in rows for k in range(VOTES)]
-    drawn = [draws(limit, "vote", *row_pieces(row), k) for row, k in each]
-    found = _reasoned(classifier, [row for row, _ in each], drawn, VARIED, budget, prune)
-    return [mean(found[at : at + VOTES]) for at in range(0, len(found), VOTES)]
-
-
-def _ensemble(classifier: Classifier, rows: Sequence[Row], budget: int, prune: float) -> list[Prediction]:
-    """Take the mean of what the label alone and the reasoned answer say."""
-    pairs = zip(_label(classifier, rows, budget, prune), _reason(classifier, rows, budget, prune), strict=True)
-    return [mean(pair) for pair in pairs]
-
-
-def _adaptive(classifier: Classifier, rows: Sequence[Row], budget: int, prune: float) -> list[Prediction]:
-    """Give the label alone where it is sure enough, and reason about the other rows."""
-    if classifier.threshold is None:
-        raise RequestError(
-            "mode 'adaptive' needs a threshold, which `saywhy run` chooses on dev rows and keeps in calibration.json; "
-            "ask for label or reason, or name the arm's folder in a finished run"
-        )
-    first = _label(classifier, rows, budget, prune)
-    sure = confidence(calibrated(classifier, first, "label"))
-    unsure = np.flatnonzero(sure < classifier.threshold).tolist()
-    second = _reason(classifier, [rows[at] for at in unsure], budget, prune) if unsure else []
-    for at, reasoned in zip(unsure, second, strict=True):
-        first[at] = replace(reasoned, tokens=first[at].tokens + reasoned.tokens)
-    return first
 
 
 def confidence(predictions: Iterable[Prediction]) -> Floats:
@@ -147,63 +161,117 @@ def mean(answers: Sequence[Prediction]) -> Prediction:
     )
 
 
-def _reasoned(
-    classifier: Classifier,
-    rows: Sequence[Row],
-    drawn: Sequence[Floats],
-    sampling: Sampling,
-    budget: int,
-    prune: float,
-) -> list[Prediction]:
+def _label(batch: Batch) -> list[Prediction]:
+    """The label alone, scored behind the prompt."""
+    return _scored(batch)
+
+
+def _reason(batch: Batch) -> list[Prediction]:
+    """Write the likeliest reasoning, then score the labels behind it."""
+    certain = [draws(batch.classifier.lm.encoder.prompt.limit)] * len(batch.rows)
+    return _reasoned(batch, certain, Sampling())
+
+
+def _vote(batch: Batch) -> list[Prediction]:
+    """Sample several reasonings, score the labels behind each, and take the mean (2203.11171 counts votes instead).
+
+    What is drawn depends on the row's text and nothing else, so that the same text always gets the same answer.
+    """
+    limit = batch.classifier.lm.encoder.prompt.limit
+    shared = batch.reading.spent + batch.trunk
+    drawn = [draws(limit, "vote", *row_pieces(row), k) for row in batch.rows for k in range(VOTES)]
+    found = _reasoned(batch.part([at for at in range(len(batch.rows)) for _ in range(VOTES)]), drawn, VARIED)
+    each = [mean(found[at : at + VOTES]) for at in range(0, len(found), VOTES)]
+    return [replace(one, tokens=one.tokens - (VOTES - 1) * twice) for one, twice in zip(each, shared, strict=True)]
+
+
+def _ensemble(batch: Batch) -> list[Prediction]:
+    """Take the mean of what the label alone and the reasoned answer say."""
+    first = _label(batch)
+    _read_on(batch, REASONING_CUE)
+    # The tokens of the second answer are those of the first and what came after.
+    return [
+        replace(mean([alone, reasoned]), tokens=reasoned.tokens)
+        for alone, reasoned in zip(first, _reason(batch), strict=True)
+    ]
+
+
+def _adaptive(batch: Batch) -> list[Prediction]:
+    """Give the label alone where it is sure enough, and reason about the other rows."""
+    classifier = batch.classifier
+    if classifier.threshold is None:
+        raise RequestError(
+            "mode 'adaptive' needs a threshold, which `saywhy run` chooses on dev rows and keeps in calibration.json; "
+            "ask for label or reason, or name the arm's folder in a finished run"
+        )
+    found = _label(batch)
+    sure = confidence(calibrated(classifier, found, "label"))
+    unsure = np.flatnonzero(sure < classifier.threshold).tolist()
+    if unsure:
+        rest = batch.part(unsure)
+        _read_on(rest, REASONING_CUE)
+        for at, reasoned in zip(unsure, _reason(rest), strict=True):
+            found[at] = reasoned
+    return found
+
+
+def _explain(batch: Batch) -> list[Prediction]:
+    """The label first, then the reasoning after it."""
+    encoder = batch.classifier.lm.encoder
+    predictions = _label(batch)
+    paths = []
+    for head, prediction in zip(batch.heads, predictions, strict=True):
+        cue, label, reasoning_cue, *_ = target("label_then_reason", prediction.label, "")
+        paths.append(np.append(head, [i for part in (cue, label, reasoning_cue) for i in part_ids(encoder, part)]))
+    batch.reading.read(paths)
+
+    def leave(gone: Leaving) -> None:
+        for row, ids, ended, spent in zip(gone.rows, gone.ids, gone.ended, gone.reading.spent, strict=True):
+            reasoning = " ".join(decode(encoder, ids).split())
+            tokens = batch.trunk + float(spent)
+            predictions[row] = replace(predictions[row], reasoning=reasoning, forced=not ended, tokens=tokens)
+
+    certain = [draws(encoder.prompt.limit)] * len(paths)
+    write(batch.reading, certain, Rules(frozenset([encoder.end]), encoder.controls), leave)
+    return predictions
+
+
+def _read_on(batch: Batch, cue: str) -> None:
+    """Put another cue behind the prompts."""
+    ids = part_ids(batch.classifier.lm.encoder, Part("cue", cue, ""))
+    batch.reading.read([np.append(head, ids) for head in batch.heads])
+
+
+def _reasoned(batch: Batch, drawn: Sequence[Floats], sampling: Sampling) -> list[Prediction]:
     """Write a reasoning until the label's cue or the limit, put the canonical cue in its place, score the labels."""
-    encoder = classifier.lm.encoder
+    encoder = batch.classifier.lm.encoder
+    colons = tokens_with_colon(batch.classifier.lm)
     opening = part_ids(encoder, Part("cue", REASONING_CUE, ""))
-    heads = [[*head, *opening] for head in _heads(classifier, rows)]
-    colons = tokens_with_colon(classifier.lm)
+    closing = part_ids(encoder, Part("cue", f"\n{LABEL_CUE}", ""))
+    found: dict[int, Prediction] = {}
 
     def cue_stands(ids: Sequence[int]) -> bool:
         return ids[-1] in colons and LABEL_CUE in decode(encoder, ids[-16:])
 
-    written = _write(classifier.lm, heads, drawn, sampling, budget, cue_stands)
-    texts = [decode(encoder, one.ids).partition(LABEL_CUE) for one in written]
-    reasonings = [" ".join(text.split()) for text, _, _ in texts]
-    closing = part_ids(encoder, Part("cue", f"\n{LABEL_CUE}", ""))
-    asked = [
-        [*head, *(part_ids(encoder, Part("reasoning", f" {reasoning}", ""))), *closing]
-        for head, reasoning in zip(heads, reasonings, strict=True)
-    ]
-    predictions = _scored(classifier, rows, asked, budget, prune)
-    return [
-        replace(
-            prediction,
-            reasoning=reasoning,
-            forced=not cue,
-            strict=prediction.label if cue else None,
-            tokens=prediction.tokens + one.tokens,
+    def leave(gone: Leaving) -> None:
+        texts = [decode(encoder, ids).partition(LABEL_CUE) for ids in gone.ids]
+        reasonings = [" ".join(text.split()) for text, _, _ in texts]
+        own = [part_ids(encoder, Part("reasoning", f" {reasoning}", "")) for reasoning in reasonings]
+        gone.reading.read(
+            [np.append(batch.heads[row], [*opening, *why, *closing]) for row, why in zip(gone.rows, own, strict=True)]
         )
-        for prediction, reasoning, (_, cue, _), one in zip(predictions, reasonings, texts, written, strict=True)
-    ]
-
-
-def _explain(classifier: Classifier, rows: Sequence[Row], budget: int, prune: float) -> list[Prediction]:
-    """The label first, then the reasoning after it."""
-    encoder = classifier.lm.encoder
-    predictions = _label(classifier, rows, budget, prune)
-    heads = []
-    for head, prediction in zip(_heads(classifier, rows), predictions, strict=True):
-        cue, label, reasoning_cue, *_ = target("label_then_reason", prediction.label, "")
-        heads.append([*head, *(i for part in (cue, label, reasoning_cue) for i in part_ids(encoder, part))])
-    certain = [draws(encoder.prompt.limit)] * len(heads)
-    written = _write(classifier.lm, heads, certain, Sampling(), budget, None)
-    return [
-        replace(
-            prediction,
-            reasoning=" ".join(decode(encoder, one.ids).split()),
-            forced=not one.ended,
-            tokens=prediction.tokens + one.tokens,
+        whole = replace(
+            batch,
+            rows=[batch.rows[row] for row in gone.rows],
+            tries=[batch.tries[row] for row in gone.rows],
+            reading=gone.reading,
         )
-        for prediction, one in zip(predictions, written, strict=True)
-    ]
+        for row, label, reasoning, (_, cue, _) in zip(gone.rows, _scored(whole), reasonings, texts, strict=True):
+            found[row] = replace(label, reasoning=reasoning, forced=not cue, strict=label.label if cue else None)
+
+    rules = Rules(frozenset([encoder.end]), encoder.controls, sampling, cue_stands)
+    write(batch.reading, drawn, rules, leave)
+    return [found[row] for row in range(len(batch.rows))]
 
 
 def tokens_with_colon(lm: LM) -> frozenset[int]:
@@ -212,30 +280,14 @@ def tokens_with_colon(lm: LM) -> frozenset[int]:
     return frozenset(index for token, index in tokens.items() if ":" in token or token == "<0x3A>")
 
 
-def _write(
-    lm: LM,
-    heads: Sequence[Sequence[int]],
-    drawn: Sequence[Floats],
-    sampling: Sampling,
-    budget: int,
-    stop: Callable[[Sequence[int]], bool] | None,
-) -> Sequence[Written]:
-    asked = [Asked(np.array(head, dtype=np.int64), some) for head, some in zip(heads, drawn, strict=True)]
-    ends = frozenset([lm.encoder.end])
-    return generate(lm.model, asked, ends, lm.encoder.controls, sampling, budget, stop, lm.reads_trees)
-
-
-def _scored(
-    classifier: Classifier, rows: Sequence[Row], heads: Sequence[Sequence[int]], budget: int, prune: float
-) -> list[Prediction]:
+def _scored(batch: Batch) -> list[Prediction]:
     """Score every label of every row: the probability of its whole token sequence and of what follows it."""
-    trie = cache(lambda labels: trie_of(_sequences(classifier, labels)))
-    lm, choices = classifier.lm, [row.choices or classifier.task.labels for row in rows]
-    prompts = [np.array(head, dtype=np.int64) for head in heads]
-    found = score(lm.model, prompts, [trie(labels) for labels in choices], prune, budget, lm.reads_trees)
+    found = score(batch.reading, batch.tries, batch.prune)
     return [
-        _prediction(labels, log_probs, float(pruned), found.tokens / len(rows))
-        for labels, log_probs, pruned in zip(choices, found.log_probs, found.pruned, strict=True)
+        _prediction(row.choices or batch.classifier.task.labels, log_probs, float(pruned), batch.trunk + float(spent))
+        for row, log_probs, pruned, spent in zip(
+            batch.rows, found.log_probs, found.pruned, batch.reading.spent, strict=True
+        )
     ]
 
 
