@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from saywhy.lm.forward import as_attention, by_layer
+from saywhy.lm.forward import as_attention, by_layer, reads_trunk
 from saywhy.trees import Ints, common
 
 # Places that a cache is given beyond those it needs, so that most written tokens find one.
@@ -30,14 +30,18 @@ class Trunk:
     layers: tuple[tuple[Tensor, Tensor], ...]
 
 
-def read_trunk(model: Any, prompts: Sequence[Ints]) -> Trunk:
-    """Compute what all prompts share, short of the last token of each: something has to be read behind it."""
-    shared = min(min(common(prompts[0], other) for other in prompts), min(map(len, prompts)) - 1)
-    ids = prompts[0][:shared]
-    if not shared:
-        return Trunk(ids, ())
-    reading = Reading(model, Trunk(ids[:0], ()), [ids])
-    return Trunk(ids, tuple(layer.held() for layer in reading.cache.layers))
+def read_trunk(model: Any, ids: Sequence[int] | Ints) -> Trunk:
+    """Compute the tokens (s,) that prompts begin with; there may be none."""
+    trunk = np.array(ids, dtype=np.int64)
+    if not len(trunk):
+        return Trunk(trunk, ())
+    reading = Reading(model, Trunk(trunk[:0], ()), [trunk])
+    return Trunk(trunk, tuple(layer.held() for layer in reading.cache.layers))
+
+
+def shared_by(prompts: Sequence[Ints]) -> Ints:
+    """Give the tokens that all prompts begin with, without the last one of any: something has to be read behind them."""
+    return prompts[0][: min(min(common(prompts[0], other) for other in prompts), min(map(len, prompts)) - 1)]
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -107,7 +111,10 @@ class Reading:
     def __init__(self, model: Any, trunk: Trunk, paths: Sequence[Ints]) -> None:
         self.model = model
         shape = (len(paths), len(trunk.ids))
-        if trunk.layers:
+        # Read by all rows at once the trunk needs no copy for each; a window that ends within it needs a mask on it.
+        self.trunk = trunk.layers if reads_trunk(model) else ()
+        self.apart = len(trunk.ids) if self.trunk else 0
+        if trunk.layers and not self.trunk:
             self.cache = Cache(layers=[_behind(keys, values, len(paths)) for keys, values in trunk.layers])
         else:
             self.cache = Cache(layer_class_to_replicate=_Layer)
@@ -185,7 +192,7 @@ class Reading:
 
     def _shorten(self, width: int) -> None:
         for layer in self.cache.layers:
-            layer.used = min(layer.used, width)
+            layer.used = min(layer.used, width - self.apart)
 
     def _append(self, ids: Ints, start: Ints, real: NDArray[np.bool_]) -> Tensor:
         """Read `ids` (b, q) behind rows that end at depth `start` (b,); what is not `real` pads on the right."""
@@ -202,6 +209,7 @@ class Reading:
     def _forward(self, ids: Ints, query: Ints, key: Ints, seen: NDArray[np.bool_]) -> Tensor:
         """Run the decoder over `ids` (b, q) at depths `query`; `seen` (b, q, k): which keys, of depths `key`."""
         device = self.model.device
+        key, seen = key[:, self.apart :], seen[:, :, self.apart :]
 
         def inside(window: int | None) -> Tensor:
             near = seen if window is None else seen & (query[:, :, None] - key[:, None, :] < window)
@@ -213,6 +221,7 @@ class Reading:
             attention_mask=by_layer(self.model, inside),
             past_key_values=self.cache,
             use_cache=True,
+            **({"trunk": self.trunk} if self.trunk else {}),
         )
         hidden: Tensor = output.last_hidden_state
         return hidden

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,13 +101,18 @@ def attend_by_path(
     attention_mask: Tensor | None,
     paths: Tensor | None = None,
     home: Tensor | None = None,
+    trunk: Sequence[tuple[Tensor, Tensor]] = (),
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers calls: sdpa, but path by path where a token tree brings its paths.
 
     `query` (1, h, n, d), `key`, `value` (1, h_kv, n, d), `paths` (r, l), `home` (n,). Every path is a row of plain
-    causal attention; a token that several paths share is taken from the first. Gives (1, n, h, d).
+    causal attention; a token that several paths share is taken from the first. Gives (1, n, h, d). With a `trunk`, each
+    layer's keys and values (1, h_kv, s, d), every token of a batch reads all of it beside what the mask says.
     """
+    if trunk:
+        keys, values = trunk[module.layer_idx]
+        return _behind_trunk(query, key, value, keys[0], values[0], attention_mask, rest.get("scaling")), None
     if paths is None or home is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
     rows = [_along(part, paths) for part in (query, key, value)]
@@ -119,6 +124,30 @@ def attend_by_path(
     with torch.autocast(query.device.type, enabled=False):
         found, _ = sdpa_attention_forward(module, *rows, band, **{**rest, "is_causal": band is None})
     return found.flatten(0, 1).index_select(0, home)[None].to(kind), None
+
+
+def _behind_trunk(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float | None
+) -> Tensor:
+    """Attention over a trunk that stands once, `keys`, `values` (g, s, d), and over each row's own `key`, `value`.
+
+    `query` (b, h, n, d), `key`, `value` (b, g, m, d), `seen` (b, 1, n, m): (b, n, h, d). Each group of heads has one
+    product of all rows with the trunk, so that no row carries a copy of it.
+    """
+    rows, heads, n, d = query.shape
+    groups, shared = len(keys), keys.shape[1]
+    scaled = (query * (d**-0.5 if scale is None else scale)).unflatten(1, (groups, heads // groups))
+    # (g, b, heads of a group, n, d)
+    asked = scaled.transpose(0, 1).contiguous()
+    own = key.transpose(0, 1)
+    near = asked.flatten(2, 3) @ own.transpose(2, 3)
+    if seen is not None:
+        near.unflatten(2, (-1, n)).masked_fill_(~seen[None], -torch.inf)
+    far = asked.flatten(1, 3) @ keys.transpose(1, 2)
+    weights = torch.softmax(torch.cat([far, near.flatten(1, 2)], -1), -1)
+    found = (weights[:, :, :shared] @ values).view(groups, rows, -1, d)
+    found = found + weights[:, :, shared:].unflatten(1, (rows, -1)) @ value.transpose(0, 1)
+    return found.view(groups, rows, -1, n, d).permute(1, 3, 0, 2, 4).reshape(rows, n, heads, d)
 
 
 def _along(part: Tensor, paths: Tensor) -> Tensor:
@@ -210,3 +239,9 @@ def read_paths(model: Any) -> None:
         AttentionInterface.register(PATHS, attend_by_path)
         AttentionMaskInterface.register(PATHS, sdpa_mask)
         model.set_attn_implementation(PATHS)
+
+
+def reads_trunk(model: Any) -> bool:
+    """Tell whether a model's attention can read a trunk that stands once: ours, without windows."""
+    config = model.config.get_text_config()
+    return config._attn_implementation == PATHS and by_layer(model, lambda window: window) is None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saywhy.lm.cache import Alone, Reading, batches, open_reading, read_trunk
+from saywhy.lm.cache import Alone, Reading, batches, open_reading, read_trunk, shared_by
 from saywhy.lm.forward import head
 from saywhy.trees import Floats, Ints
 
@@ -71,7 +71,7 @@ def generate(model: Any, prompts: Sequence[Asked], rules: Rules, budget: int, pa
     ours: their rows are written one by one.
     """
     written: list[Written | None] = [None] * len(prompts)
-    trunk = read_trunk(model, [one.ids for one in prompts]) if padded and prompts else None
+    trunk = read_trunk(model, shared_by([one.ids for one in prompts])) if padded and prompts else None
     part = 0.0 if trunk is None else len(trunk.ids) / len(prompts)
 
     def note(batch: Sequence[int]) -> Callable[[Leaving], None]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from saywhy import store
 from saywhy.lm import LM
+from saywhy.lm.cache import Trunk, read_trunk
 from saywhy.lm.folder import load as load_folder
 from saywhy.prompts import MODES, REASONER
 from saywhy.records import RequestError, Task
@@ -33,6 +35,14 @@ class Classifier:
     def mode(self) -> str:
         """The mode that is asked where none is named: with the reasoning first where the arm was taught so."""
         return "reason" if self.arm == "reason_then_label" else "label"
+
+    @cached_property
+    def trunk(self) -> Trunk | None:
+        """What stands before every text, read once: a classifier is made of weights that no longer change.
+
+        None where the model can read no mask of ours.
+        """
+        return read_trunk(self.lm.model, self.lm.encoder.before) if self.lm.reads_trees else None
 
 
 def load(folder: Path) -> Classifier:

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from saywhy.lm import LM
-from saywhy.lm.cache import Alone, Reading, batches, open_reading, read_trunk
+from saywhy.lm.cache import Alone, Reading, batches, open_reading
 from saywhy.lm.encode import decode, part_ids, prompt_ids
 from saywhy.lm.generate import Leaving, Rules, Sampling, draws, write
 from saywhy.lm.score import Trie, score, trie_of
@@ -106,7 +106,7 @@ def _asked(
     cue = part_ids(lm.encoder, Part("cue", way.cue, ""))
     trie = cache(lambda labels: trie_of(_sequences(classifier, labels)))
     tries = [trie(row.choices or classifier.task.labels) for row in rows]
-    trunk = read_trunk(lm.model, [np.append(head, cue) for head in heads]) if lm.reads_trees else None
+    trunk = classifier.trunk
     part = 0.0 if trunk is None else len(trunk.ids) / len(rows)
     # A row is held with all that may be written behind it.
     lengths = [max(1, way.texts) * (len(head) + len(cue) + bool(way.texts) * lm.encoder.prompt.limit) for head in heads]

@@ -1,0 +1,184 @@
+"""What the benchmarks share: rows, models of one shape, trained once and kept, systems timed in processes of their own.
+
+The rows and the tokenizer do not come with saywhy. SAYWHY_DATA names a folder with emotion/, emotion-why/ and banking77/
+(train.jsonl, test.jsonl: {"text", "label"}, and "reasoning" in emotion-why), SAYWHY_MODELS one with
+llama2-tokenizer-32k/. What is trained is kept in benchmarks/.cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from saywhy import classifier, store
+from saywhy.config import Arm, Train
+from saywhy.records import Row, Task
+
+CACHE = Path(__file__).parent / ".cache"
+RESULTS = Path(__file__).parent / "results"
+TOKENIZER = "llama2-tokenizer-32k"
+# Width, layers, heads, width of the feed-forward part, tied head: 42 million parameters.
+SHAPE = (512, 8, 8, 1376, True)
+EMOTIONS = {
+    "sadness": "loss, regret, feeling low",
+    "joy": "pleasure, pride, relief",
+    "love": "tenderness, longing, gratitude",
+    "anger": "irritation, resentment, rage",
+    "fear": "worry, nervousness, dread",
+    "surprise": "wonder, disbelief, shock",
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A task with its rows, the arm and mode that are measured, and how long the model is trained for it."""
+
+    name: str
+    task: Task
+    train: tuple[Row, ...]
+    test: tuple[Row, ...]
+    reasonings: dict[str, tuple[str, ...]]
+    arm: str
+    mode: str
+    steps: int
+
+
+def folder_of(variable: str) -> Path:
+    """Give the folder that an environment variable names, or leave with what is missing."""
+    named = os.environ.get(variable)
+    if not named or not Path(named).is_dir():
+        raise SystemExit(f"{variable} should name a folder, see the beginning of benchmarks/bench.py")
+    return Path(named)
+
+
+def workload(name: str) -> Workload:
+    """Read a workload's rows."""
+    data = folder_of("SAYWHY_DATA")
+    if name == "banking77-label":
+        train, test = (_rows(data / "banking77" / f"{part}.jsonl") for part in ("train", "test"))
+        labels = tuple(sorted({row.label or "" for row in train}))
+        task = Task("banking77", "Which intent does the customer have?", labels)
+        return Workload(name, task, train, test, {}, "label_only", "label", 200)
+    task = Task("emotion", "Which emotion does the writer express?", tuple(EMOTIONS), EMOTIONS)
+    test = _rows(data / "emotion" / "test.jsonl")
+    if name == "emotion-label":
+        return Workload(name, task, _rows(data / "emotion" / "train.jsonl"), test, {}, "label_only", "label", 120)
+    why = data / "emotion-why" / "train.jsonl"
+    kept = {f"{at}": (record["reasoning"],) for at, record in enumerate(_records(why))}
+    return Workload(name, task, _rows(why), test, kept, "reason_then_label", "reason", 120)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _rows(path: Path) -> tuple[Row, ...]:
+    return tuple(Row(f"{at}", record["text"], record["label"]) for at, record in enumerate(_records(path)))
+
+
+def base() -> Path:
+    """Make the model of the benchmarks' shape with random weights, once."""
+    folder = CACHE / "base-42m"
+    if (folder / "config.json").exists():
+        return folder
+    width, layers, heads, inner, tied = SHAPE
+    tokenizer = AutoTokenizer.from_pretrained(folder_of("SAYWHY_MODELS") / TOKENIZER)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def trained(given: Workload) -> Path:
+    """Train the model on a workload's own rows, once: random weights never end a text."""
+    settings = Train.model_validate(
+        {"steps": given.steps, "rows_per_step": 32, "learning_rate": 6e-4, "precision": "bf16", "layout": "tree"}
+    )
+    arm = Arm(name=given.arm, arm=given.arm, train=settings)  # type: ignore[arg-type]
+    stamp = store.hash_of([SHAPE, given.name, given.task, settings.model_dump(), len(given.train)])[:12]
+    folder = CACHE / f"{given.name}-{stamp}"
+    if not (folder / "train.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = classifier.course(given.task, given.arm, str(base()), settings, given.train, 0, "cut", False)
+        classifier.train(folder, given.task, arm, plan, classifier.lessons(given.arm, given.train, given.reasonings), (), "accuracy")
+    return folder
+
+
+def timed(call: Callable[[], Any], warm: Callable[[], Any], repeat: int) -> tuple[list[float], Any]:
+    """Call something a few times after a warm-up: the seconds of each call, and what the last one gave."""
+    warm()
+    seconds, found = [], None
+    for _ in range(repeat):
+        began = time.perf_counter()
+        found = call()
+        seconds.append(time.perf_counter() - began)
+    return seconds, found
+
+
+def peak_memory() -> int:
+    """Give the most memory this process ever held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def child(script: str, *arguments: str) -> dict[str, Any]:
+    """Run a system in a process of its own and give the JSON object that is its last line."""
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def matmul_rate(seconds: float = 1.0) -> float:
+    """Measure the best bf16 rate of the model's own matrix shapes in this process, in FLOPs a second."""
+    width, _, _, inner, _ = SHAPE
+    best = 0.0
+    for rows in (256, 1024, 4096):
+        for a, b in ((width, inner), (inner, width), (width, width)):
+            left, right = torch.randn(rows, a, dtype=torch.bfloat16), torch.randn(a, b, dtype=torch.bfloat16)
+            left @ right
+            count, began = 0, time.perf_counter()
+            while (passed := time.perf_counter() - began) < seconds / 9:
+                left @ right
+                count += 1
+            best = max(best, 2.0 * rows * a * b * count / passed)
+    return best
+
+
+def parameters() -> tuple[int, int]:
+    """Count the weights that every token is multiplied with, and those of the head."""
+    width, layers, _, inner, _ = SHAPE
+    return layers * (4 * width * width + 3 * width * inner), width * 32000
+
+
+def median(values: Sequence[float]) -> float:
+    """Give the median."""
+    return statistics.median(values)
+
+
+def machine() -> dict[str, Any]:
+    """Say what a result was measured on."""
+    return {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "torch": torch.__version__}
