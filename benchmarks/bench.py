@@ -1,7 +1,7 @@
-"""What the benchmarks share: rows, models of one shape, trained once and kept, systems timed in processes of their own.
+"""What the benchmarks share: rows, a model of one shape, trained once and kept, and systems timed each in a process.
 
-The rows and the tokenizer do not come with saywhy. SAYWHY_DATA names a folder with emotion/, emotion-why/ and banking77/
-(train.jsonl, test.jsonl: {"text", "label"}, and "reasoning" in emotion-why), SAYWHY_MODELS one with
+The rows and the tokenizer do not come with saywhy. SAYWHY_DATA names a folder with emotion/, emotion-why/ and
+banking77/ (train.jsonl, test.jsonl: {"text", "label"}, and "reasoning" in emotion-why), SAYWHY_MODELS one with
 llama2-tokenizer-32k/. What is trained is kept in benchmarks/.cache.
 """
 
@@ -123,7 +123,8 @@ def trained(given: Workload) -> Path:
     if not (folder / "train.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         plan = classifier.course(given.task, given.arm, str(base()), settings, given.train, 0, "cut", False)
-        classifier.train(folder, given.task, arm, plan, classifier.lessons(given.arm, given.train, given.reasonings), (), "accuracy")
+        taught = classifier.lessons(given.arm, given.train, given.reasonings)
+        classifier.train(folder, given.task, arm, plan, taught, (), "accuracy")
     return folder
 
 

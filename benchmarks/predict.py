@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import bench
 import numpy as np
 import torch
 
+import bench
 import saywhy
 from saywhy import store
 from saywhy.lm.encode import part_ids, prompt_ids
@@ -123,6 +124,7 @@ def _saywhy(folder: Path, work: bench.Workload, texts: list[str], repeat: int) -
     }
 
 
+@cache
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -135,21 +137,14 @@ def _prompt(folder: Path, text: str, mode: str) -> tuple[str, list[int]]:
     """Give what stands before the answer as text; the cue is forced, as saywhy forces it."""
     saved = store.read_json(folder / "prompt.json")
     prompt = f"{saved['before']}{text}{saved['after']}{REASONING_CUE if mode == 'reason' else LABEL_CUE}"
-    return prompt, _tokenizers(folder)(prompt, add_special_tokens=False).input_ids
-
-
-_LOADED: dict[Path, Any] = {}
-
-
-def _tokenizers(folder: Path) -> Any:
-    return _LOADED.setdefault(folder, None) or _LOADED.update({folder: _tokenizer(folder)}) or _LOADED[folder]
+    return prompt, _tokenizer(folder)(prompt, add_special_tokens=False).input_ids
 
 
 def _pipeline(folder: Path, heads: list[tuple[str, list[int]]], longest: int, size: int) -> Any:
     from transformers import AutoModelForCausalLM, pipeline
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    asked = pipeline("text-generation", model=model, tokenizer=_tokenizers(folder))
+    asked = pipeline("text-generation", model=model, tokenizer=_tokenizer(folder))
 
     def call(count: int) -> list[str]:
         found = asked(
@@ -168,11 +163,10 @@ def _pipeline(folder: Path, heads: list[tuple[str, list[int]]], longest: int, si
 def _generate_batch(folder: Path, heads: list[tuple[str, list[int]]], longest: int, _size: int) -> Any:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    tokenizer = _tokenizers(folder)
+    tokenizer = _tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    how = GenerationConfig(
-        max_new_tokens=longest, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    how = GenerationConfig(max_new_tokens=longest, do_sample=False, **ends)
 
     def call(count: int) -> list[str]:
         found = model.generate_batch([ids for _, ids in heads[:count]], generation_config=how, progress_bar=False)
@@ -210,8 +204,8 @@ def _near(asked: Any, row: Row, why: str | None, a: str, b: str) -> bool:
     if why is not None:
         parts = [Part("cue", REASONING_CUE, ""), Part("reasoning", f" {why}", ""), Part("cue", f"\n{LABEL_CUE}", "")]
     head = [*prompt_ids(encoder, row_pieces(row))[0], *(i for part in parts for i in part_ids(encoder, part))]
-    chances = [_chance(asked.lm.model, head, [*part_ids(encoder, Part("label", f" {x}", "")), encoder.end]) for x in (a, b)]
-    return abs(chances[0] - chances[1]) < 1e-3
+    ids = [[*part_ids(encoder, Part("label", f" {label}", "")), encoder.end] for label in (a, b)]
+    return abs(_chance(asked.lm.model, head, ids[0]) - _chance(asked.lm.model, head, ids[1])) < 1e-3
 
 
 def _chance(model: Any, head: list[int], tail: list[int]) -> float:
