@@ -40,7 +40,7 @@ def read_trunk(model: Any, ids: Sequence[int] | Ints) -> Trunk:
 
 
 def shared_by(prompts: Sequence[Ints]) -> Ints:
-    """Give the tokens that all prompts begin with, without the last one of any: something has to be read behind them."""
+    """Give the tokens that all prompts begin with, short of the last of each: something has to be read behind them."""
     return prompts[0][: min(min(common(prompts[0], other) for other in prompts), min(map(len, prompts)) - 1)]
 
 
