@@ -214,7 +214,8 @@ def accuracy_at_coverage(
         return []
     found = []
     chosen = thresholds_at(confidence, shares) if thresholds is None else thresholds
-    for share, threshold in zip(shares, chosen, strict=True):
+    # Other rows may be none; they set no thresholds then.
+    for share, threshold in zip(shares, chosen, strict=False):
         answered = confidence >= threshold
         accurate = float(right[answered].mean()) if answered.any() else None
         found.append(Answered(share, threshold, float(answered.mean()), accurate))
