@@ -140,7 +140,7 @@ def predict(
     classifier = room.open_classifier(folder, mode, abstain_below)
     if not classifier.is_calibrated:
         print(
-            f"saywhy: the probabilities of mode {classifier.mode} are not calibrated; a run with that mode in "
+            f"the probabilities of mode {classifier.mode} are not calibrated; a run with that mode in "
             "evaluate.modes fits a temperature for it on dev rows",
             file=sys.stderr,
         )
