@@ -238,7 +238,9 @@ def test_abstaining_counts_the_rows_below_and_the_accuracy_of_the_others() -> No
 def test_the_thresholds_of_coverage_are_those_of_dev() -> None:
     dev = answered([("sad", 0.9), ("sad", 0.8), ("sad", 0.7), ("sad", 0.6)], ["sad"] * 3 + ["mad"], 1.0)
     test = answered([("sad", 0.95), ("sad", 0.5), ("sad", 0.45), ("sad", 0.4)], ["sad"] * 4, 1.0)
-    found = document({"label_only/label": dev}, {"label_only/label": test}, abstain_below=0.5)
+    floor = {"linear": {"dev": dev, "test": test}}
+    found = document({"label_only/label": dev}, {"label_only/label": test}, floor=floor, abstain_below=0.5)
+    assert found["floors"]["linear"]["abstained"] == found["arms"]["label_only"]["modes"]["label"]["test"]["abstained"]
     mode = found["arms"]["label_only"]["modes"]["label"]
     of_dev, of_test = mode["dev"]["coverage"], mode["test"]["coverage"]
     assert [one["threshold"] for one in of_dev] == [one["threshold"] for one in of_test]
