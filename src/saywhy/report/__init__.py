@@ -227,14 +227,15 @@ def _sureness(pair: Sequence[System]) -> dict[str, Any] | None:
         key: sorted({(100 * one["coverage"], 100 * one["accuracy"]) for one in test["coverage"] if one["coverage"]})
         for key, test in tests.items()
     }
-    percent = [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
     title = "Share of right answers over their probability, in percent, in bins of equally many test rows"
     said = "; ".join(f"{key} (probability, right): {_pairs(points)}" for key, points in bins.items())
-    reliability = figures.curves("reliability", title, said, bins, percent, percent, even=True)
+    both = figures.ticks(min(min(point) for points in bins.values() for point in points), 100.0)
+    reliability = figures.curves("reliability", title, said, bins, both, both, even=True)
     title = "Accuracy over the share of test rows that is answered, the surest first, in percent"
     said = "; ".join(f"{key} (answered, accuracy): {_pairs(points)}" for key, points in answered.items())
     least = min(accuracy for points in answered.values() for _, accuracy in points)
-    coverage = figures.curves("coverage", title, said, answered, percent, figures.ticks(least, 100.0, 4))
+    marks = (figures.ticks(0.0, 100.0), figures.ticks(least, 100.0, 4))
+    coverage = figures.curves("coverage", title, said, answered, *marks)
     by_share = [{point["share"]: point for point in test["coverage"]} for test in tests.values()]
     return {
         "reliability": reliability,
