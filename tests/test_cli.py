@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -564,6 +565,10 @@ def test_predict_gives_none_where_the_answer_abstains(finished: toy.Done, tmp_pa
     assert saywhy.load(arm).predict(TEXTS) == expected
     assert None not in saywhy.load(arm, abstain_below=0).predict(TEXTS)
     assert None not in saywhy.load(arm, "reason").predict(TEXTS)
+    for opened, asked_in in product(("label", "reason"), repeat=2):
+        many = saywhy.load(arm, opened)(TEXTS, mode=asked_in)
+        assert isinstance(many, list)
+        assert [one.abstained for one in many] == [asked_in == "label" and label is None for label in expected]
     for wrong in (-0.1, 1.5, float("nan")):
         with pytest.raises(RequestError, match=r"abstain_below is .*probability from 0 to 1"):
             saywhy.load(tmp_path / "none", abstain_below=wrong)

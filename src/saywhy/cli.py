@@ -125,7 +125,8 @@ def predict(
         str | None, typer.Option(help="label, reason, explain, vote, ensemble, adaptive; default: the recommended one")
     ] = None,
     abstain_below: Annotated[
-        float | None, typer.Option(help="the least probability of a label, 0 to 1; default: the run's own")
+        float | None,
+        typer.Option("--abstain-below", help="the least probability of a label, 0 to 1; default: the run's own"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
