@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -447,6 +449,51 @@ def test_predict_prints_json_in_the_mode_that_is_asked(finished: toy.Done, print
     assert json.loads(printed()[0])["reasoning"] is None
 
 
+def test_predict_says_where_it_abstains(finished: toy.Done, tmp_path: Path, printed: Said) -> None:
+    run = str(finished.folder)
+    sure = {one: max(saywhy.load(run)(one).probabilities.values()) for one in TEXTS}  # type: ignore[union-attr]
+    assert cli.main(["predict", run, *TEXTS, "--abstain-below", "1"]) == 0
+    out, error = printed()
+    assert "not calibrated" not in error
+    assert [f"abstains (would say {label})" in out for label in saywhy.load(run).predict(TEXTS)] == [True] * 3
+    below = str(sorted(sure.values())[1])
+    assert cli.main(["predict", run, *TEXTS, "--abstain-below", below, "--json"]) == 0
+    found = [json.loads(line) for line in printed()[0].splitlines()]
+    assert [one["abstained"] for one in found] == [share < float(below) for share in sure.values()]
+    assert all(one["label"] in toy.LABELS and one["expected"] is None for one in found)
+    toy.write_lines(tmp_path / "rows.jsonl", [{"text": one} for one in TEXTS])
+    for name in ("out.parquet", "out.jsonl"):
+        command = ["predict", run, "--input", tmp_path / "rows.jsonl", "-o", tmp_path / name, "--abstain-below", "1"]
+        assert cli.main([str(one) for one in command]) == 0
+        assert "3 answers are in" in (said := printed()[0]) and "3 of them abstain" in said
+    assert store.read_table(tmp_path / "out.parquet").column("abstained").to_pylist() == [True] * 3
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()[0])["abstained"] is True
+    for wrong in ("1.1", "-0.1", "nan"):
+        message = refused(printed, "predict", run, "x", f"--abstain-below={wrong}")
+        assert "should be a probability from 0 to 1" in message
+
+
+def test_predict_says_that_a_mode_was_not_calibrated(finished: toy.Done, printed: Said) -> None:
+    assert cli.main(["predict", str(finished.folder / "both"), TEXTS[0], "--mode", "vote", "--json"]) == 0
+    out, error = printed()
+    assert json.loads(out)["label"] in toy.LABELS
+    assert "probabilities of mode vote are not calibrated" in error and "evaluate.modes" in error
+    assert cli.main(["predict", str(finished.folder / "label_then_reason"), TEXTS[0], "--mode", "explain"]) == 0
+    assert "not calibrated" not in printed()[1], "the label's temperature holds"
+
+
+def test_predict_shows_what_rating_is_expected(tmp_path: Path, printed: Said) -> None:
+    data = toy.write_data(tmp_path / "data")
+    changes = toy.quick(task__ordinal=True, reasonings__teacher=[], classifier__arms=["label_only"])
+    done = toy.run(data, tmp_path / "run", **changes)
+    assert done.metrics["arms"]["label_only"]["modes"]["label"]["test"]["mae_expected"] is not None
+    found = saywhy.load(done.folder)(TEXTS[0])
+    assert isinstance(found, Prediction)
+    assert found.expected == pytest.approx(np.array(list(found.probabilities.values())) @ [1, 2, 3])
+    assert cli.main(["predict", str(done.folder), TEXTS[0]]) == 0
+    assert f"expected {found.expected:.2f}" in printed()[0]
+
+
 def test_predict_refuses_what_it_cannot_do(finished: toy.Done, tmp_path: Path, printed: Said) -> None:
     run = finished.folder
     assert "it has label" in refused(printed, "predict", run / "label_only", "x", "--mode", "reason")
@@ -500,6 +547,33 @@ def test_load_gives_a_function_from_texts_to_predictions(finished: toy.Done) -> 
         saywhy.load(finished.folder / "label_only").explain(TEXTS)
     with pytest.raises(RequestError, match="'explain' was not taught to both; it has label, reason"):
         saywhy.load(finished.folder / "both", mode="explain")
+
+
+def test_predict_gives_none_where_the_answer_abstains(finished: toy.Done, tmp_path: Path) -> None:
+    arm = shutil.copytree(finished.folder / "both", tmp_path / "both")
+    sure = saywhy.load(arm).predict_proba(TEXTS).max(1)
+    below = float(np.sort(sure)[1:].mean())
+    expected = [label if p >= below else None for label, p in zip(saywhy.load(arm).predict(TEXTS), sure, strict=True)]
+    assert None in expected and set(expected) != {None}
+    asked = saywhy.load(arm, abstain_below=below)
+    assert asked.abstain_below == below and asked.predict(TEXTS) == expected
+    assert asked.predict_proba(TEXTS).max(1) == pytest.approx(sure)
+    # What the folder says holds until an argument says otherwise, 0 included, and for its own mode.
+    kept = store.read_json(arm / "calibration.json")
+    kept["label"]["abstain_below"] = below
+    (arm / "calibration.json").write_text(json.dumps(kept), encoding="utf-8")
+    assert saywhy.load(arm).predict(TEXTS) == expected
+    assert None not in saywhy.load(arm, abstain_below=0).predict(TEXTS)
+    assert None not in saywhy.load(arm, "reason").predict(TEXTS)
+    for opened, asked_in in product(("label", "reason"), repeat=2):
+        many = saywhy.load(arm, opened)(TEXTS, mode=asked_in)
+        assert isinstance(many, list)
+        assert [one.abstained for one in many] == [asked_in == "label" and label is None for label in expected]
+    for wrong in (-0.1, 1.5, float("nan")):
+        with pytest.raises(RequestError, match=r"abstain_below is .*probability from 0 to 1"):
+            saywhy.load(tmp_path / "none", abstain_below=wrong)
+        with pytest.raises(RequestError, match="abstain_below is"):
+            replace(asked, abstain_below=wrong)
 
 
 def test_load_of_a_run_takes_what_it_recommends_at_its_temperature(finished: toy.Done) -> None:

@@ -37,6 +37,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert (made.classifier.train.epochs, made.reasoner.train.epochs) == (3, 1)
     assert (made.classifier.train.rows_per_step, made.classifier.train.tokens_per_step) == (32, None)
     assert made.reasonings.teacher == ()
+    assert made.evaluate.abstain_below is None
     assert (made.recommend_by, made.seed, made.study) == ("macro_f1", 0, None)
 
 
@@ -261,6 +262,7 @@ def test_the_teacher_is_the_reasoner_where_there_are_worked_cases() -> None:
         ("reasonings.checks=[to_long]", "reasonings.checks[0]: should be one of empty, too_long"),
         ("reasonings.per_row=5", "per_row (5) is more than candidates (4)"),
         ("reasonings.replace=shuffle", "reasonings.replace: should be"),
+        ("evaluate.abstain_below=70", "evaluate.abstain_below: should be less than or equal to 1, not 70"),
         ("seed=-1", "seed: should be greater than or equal to 0, not -1"),
         ("study.grid={}", "study.grid: should hold at least one key"),
         ("study.grid={seed: []}", "study.grid: should hold at least one key"),

@@ -190,9 +190,86 @@ def test_scores_name_exactly_what_the_contract_names() -> None:
     names = {
         *("n", "accuracy", "accuracy_ci95", "macro_f1", "mean_recall", "per_class", "confusion", "nll", "brier", "ece"),
         *("forced", "accuracy_unforced", "rows_per_second", "tokens_per_row"),
+        *("reliability", "aurc", "coverage", "recall_at_fpr"),
     }
-    assert set(evaluate.score(TASK, evaluate.collect(know_all, TEST, TASK))) == names
-    assert set(evaluate.score(SCALE, given_answers("1", "2", task=SCALE))) == names | {"mae", "qwk"}
+    answers = evaluate.collect(know_all, TEST, TASK)
+    assert set(evaluate.score(TASK, answers)) == names
+    assert set(evaluate.score(TASK, answers, abstain_below=0.5)) == names | {"abstained", "accuracy_answered"}
+    assert set(evaluate.score(SCALE, given_answers("1", "2", task=SCALE))) == names | {"mae", "mae_expected", "qwk"}
+
+
+def test_scores_say_how_far_sureness_can_be_trusted() -> None:
+    # Two rows a step of sureness; of the least sure pair one is right, and one of the surest is wrong.
+    said = [("sad", 0.9), ("mad", 0.9), ("mad", 0.7), ("glad", 0.7), ("sad", 0.5), ("sad", 0.5)]
+    gold = ["sad", "sad", "mad", "glad", "sad", "mad"]
+    scores = evaluate.score(TASK, answered(said, gold, 1.0))
+    assert scores["reliability"] == [
+        {"confidence": pytest.approx(p), "right": right, "n": 1}
+        for p, right in ((0.5, 0.5), (0.5, 0.5), (0.7, 1.0), (0.7, 1.0), (0.9, 0.5), (0.9, 0.5))
+    ]
+    assert scores["ece"] == pytest.approx((2 * 0 + 2 * 0.3 + 2 * 0.4) / 6)
+    assert scores["aurc"] == pytest.approx((0.5 + 0.5 + 1 / 3 + 1 / 4 + 1.5 / 5 + 2 / 6) / 6)
+    by_share = {one["share"]: one for one in scores["coverage"]}
+    assert list(by_share)[:3] == [1.0, 0.95, 0.9]
+    assert by_share[1.0] == {"share": 1.0, "threshold": 0.0, "coverage": 1.0, "accuracy": pytest.approx(4 / 6)}
+    assert by_share[0.5] == {
+        "share": 0.5, "threshold": pytest.approx(0.6), "coverage": pytest.approx(4 / 6), "accuracy": 0.75
+    }  # fmt: skip
+    # By the probability of sad: 0.9 (sad), 0.5 (sad) and 0.5 (mad), 0.15 twice, 0.05 (sad).
+    assert scores["recall_at_fpr"]["sad"] == {"0.01": pytest.approx(1 / 3), "0.05": pytest.approx(1 / 3),
+                                              "0.1": pytest.approx(1 / 3)}  # fmt: skip
+    assert scores["recall_at_fpr"]["glad"] == {"0.01": 1.0, "0.05": 1.0, "0.1": 1.0}
+    assert evaluate.score(TASK, answered(said[:1], ["sad"], 1.0))["recall_at_fpr"]["sad"]["0.01"] is None
+
+
+def test_abstaining_counts_the_rows_below_and_the_accuracy_of_the_others() -> None:
+    said = [("sad", 0.9), ("glad", 0.8), ("mad", 0.6), ("sad", 0.4)]
+    answers = answered(said, ["sad", "mad", "mad", "sad"], 1.0)
+    found = {
+        below: (scores["abstained"], scores["accuracy_answered"])
+        for below in (0.0, 0.6, 0.7, 1.0)
+        for scores in [evaluate.score(TASK, answers, abstain_below=below)]
+    }
+    assert found == {0.0: (0.0, 0.75), 0.6: (0.25, pytest.approx(2 / 3)), 0.7: (0.5, 0.5), 1.0: (1.0, None)}
+    # At a temperature of 2 the surest is no longer sure enough: 0.9^0.5 of 0.9^0.5 + 2 * 0.05^0.5.
+    assert evaluate.score(TASK, answers, 2.0, abstain_below=0.7)["abstained"] == 1.0
+
+
+def test_the_thresholds_of_coverage_are_those_of_dev() -> None:
+    dev = answered([("sad", 0.9), ("sad", 0.8), ("sad", 0.7), ("sad", 0.6)], ["sad"] * 3 + ["mad"], 1.0)
+    test = answered([("sad", 0.95), ("sad", 0.5), ("sad", 0.45), ("sad", 0.4)], ["sad"] * 4, 1.0)
+    floor = {"linear": {"dev": dev, "test": test}}
+    found = document({"label_only/label": dev}, {"label_only/label": test}, floor=floor, abstain_below=0.5)
+    assert found["floors"]["linear"]["abstained"] == found["arms"]["label_only"]["modes"]["label"]["test"]["abstained"]
+    mode = found["arms"]["label_only"]["modes"]["label"]
+    of_dev, of_test = mode["dev"]["coverage"], mode["test"]["coverage"]
+    assert [one["threshold"] for one in of_dev] == [one["threshold"] for one in of_test]
+    halves = [next(one for one in points if one["share"] == 0.5) for points in (of_dev, of_test)]
+    assert [one["coverage"] for one in halves] == [0.5, 0.25]
+    assert mode["dev"]["abstained"] is not None and mode["test"]["abstained"] is not None
+    without = document({"label_only/label": answered([], [], 1.0)}, {"label_only/label": test})
+    assert without["arms"]["label_only"]["modes"]["label"]["test"]["coverage"] == []
+
+
+def test_the_floors_are_scored_at_the_same_probability_and_by_dev_too() -> None:
+    dev, test = overconfident(50, 0.6, 0, "d"), overconfident(50, 0.9, 1, "t")
+    scores = evaluate.floor_scores(TASK, {"linear": {"dev": dev, "test": test}}, 0.9)["linear"] or {}
+    sure = metrics.apply_temperature(np.array(test.probabilities), evaluate.temperature_of(TASK, dev)).max(1)
+    assert scores["abstained"] == (sure < 0.9).mean()
+
+
+def test_an_expected_rating_knows_the_numbers_of_the_scale() -> None:
+    tens = Task("marks", "How many marks?", ("10", "20", "30"), ordinal=True)
+    words = Task("marks", "How many marks?", ("few", "some", "many"), ordinal=True)
+    for task, unit in ((tens, 10.0), (words, 1.0)):
+        one, two, three = task.labels
+        said = [Prediction(one, {one: 0.5, two: 0.25, three: 0.25}), Prediction(three, {one: 0, two: 0.5, three: 0.5})]
+        rows = [Row("a", "x", one), Row("b", "y", two)]
+        scores = evaluate.score(task, evaluate.collect(lambda _, said=said: said, rows, task))
+        assert scores["mae"] == 0.5
+        assert scores["mae_expected"] == pytest.approx(unit * (0.75 + 0.5) / 2)
+        raised = evaluate.score(task, evaluate.collect(lambda _, said=said: said, rows, task), 0.5)
+        assert raised["mae_expected"] != pytest.approx(scores["mae_expected"])
 
 
 def test_confusion_and_tables_are_in_the_order_of_the_labels() -> None:
@@ -239,6 +316,9 @@ def test_own_choices_have_no_tables_by_class() -> None:
     scores = evaluate.score(PICK, evaluate.collect(lambda _: said, rows, PICK))
     assert scores["accuracy"] == pytest.approx(2 / 3)
     assert [scores[name] for name in ("macro_f1", "mean_recall", "per_class", "confusion")] == [None] * 4
+    assert scores["recall_at_fpr"] is None
+    assert [one["n"] for one in scores["reliability"]] == [1, 1, 1]
+    assert scores["aurc"] == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
     assert scores["nll"] == pytest.approx(-(math.log(0.4) + math.log(0.5)) / 3)
     assert scores["brier"] == pytest.approx((2 * 0.36 + 0.25 + 0.09 + 0.04) / 3)
 
@@ -246,7 +326,8 @@ def test_own_choices_have_no_tables_by_class() -> None:
 def test_the_temperature_touches_probabilities_and_no_answer() -> None:
     answers = evaluate.collect(know_all, TEST, TASK)
     plain, scaled = evaluate.score(TASK, answers), evaluate.score(TASK, answers, 2.0)
-    assert {name for name in plain if plain[name] != scaled[name]} == {"nll", "brier", "ece"}
+    # The order of the rows by sureness stays, and with it the area and what each share of them gives.
+    assert {name for name in plain if plain[name] != scaled[name]} == {"nll", "brier", "ece", "reliability"}
     p = 0.8**0.5 / (0.8**0.5 + 2 * 0.1**0.5)
     assert scaled["ece"] == pytest.approx(abs(5 / 6 - p))
 
@@ -554,7 +635,8 @@ def test_the_temperature_is_that_of_dev() -> None:
     assert of_dev > 1.5 * of_test
     assert mode["temperature"] == of_dev
     assert mode["dev"] == evaluate.score(TASK, dev, of_dev)
-    assert mode["test"] == evaluate.score(TASK, test, of_dev)
+    thresholds = [one["threshold"] for one in mode["dev"]["coverage"]]
+    assert mode["test"] == evaluate.score(TASK, test, of_dev, thresholds)
     # Under dev's temperature the test figures are worse than they could be: nobody looked.
     assert mode["test"]["nll"] > evaluate.score(TASK, test, of_test)["nll"] + 0.01
 
@@ -562,7 +644,9 @@ def test_the_temperature_is_that_of_dev() -> None:
 def test_the_floors_temperature_is_that_of_dev_too() -> None:
     dev, test = overconfident(400, 0.6, 0, "d"), overconfident(400, 0.9, 1, "t")
     scores = evaluate.floor_scores(TASK, {"linear": {"dev": dev, "test": test}})
-    assert scores["linear"] == evaluate.score(TASK, test, evaluate.temperature_of(TASK, dev))
+    temperature = evaluate.temperature_of(TASK, dev)
+    thresholds = [one["threshold"] for one in evaluate.score(TASK, dev, temperature)["coverage"]]
+    assert scores["linear"] == evaluate.score(TASK, test, temperature, thresholds)
 
 
 def test_the_recommendation_does_not_see_test() -> None:

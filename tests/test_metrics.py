@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from fractions import Fraction
+from itertools import permutations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import (
     balanced_accuracy_score,
@@ -19,6 +21,7 @@ from sklearn.metrics import (
     log_loss,
     mean_absolute_error,
     precision_recall_fscore_support,
+    roc_curve,
 )
 
 from saywhy import metrics
@@ -140,7 +143,12 @@ def test_no_rows_leave_every_figure_undefined() -> None:
     assert metrics.nll(np.zeros((0, 2)), none) is None
     assert metrics.brier(np.zeros((0, 2)), none) is None
     assert metrics.ece(np.zeros(0), np.zeros(0, dtype=np.bool_)) is None
+    assert metrics.reliability(np.zeros(0), np.zeros(0, dtype=np.bool_)) == []
+    assert metrics.aurc(np.zeros(0), np.zeros(0, dtype=np.bool_)) is None
+    assert metrics.recall_at_fpr(np.zeros(0), np.zeros(0, dtype=np.bool_), 0.05) is None
+    assert metrics.accuracy_at_coverage(np.zeros(0), np.zeros(0, dtype=np.bool_)) == []
     assert metrics.mae(none, none) is None
+    assert metrics.mae_expected(np.zeros((0, 2)), none, np.array([1.0, 2.0])) is None
     assert metrics.qwk(none, none, 2) is None
     assert metrics.paired_bootstrap(metrics.macro_f1, none, none, none, 10, 0) is None
 
@@ -191,6 +199,159 @@ def test_ece_is_a_share_and_free_of_order(rows: list[tuple[float, bool]]) -> Non
     assert 0 <= found <= 1
     assert of(sorted(rows)) == pytest.approx(found)
     assert of(rows[::-1]) == pytest.approx(found)
+
+
+def test_reliability_of_a_hand_worked_table() -> None:
+    confidence = np.array([0.9, 0.3, 0.8, 0.4, 0.7])
+    right = np.array([True, False, True, True, False])
+    # Of five rows the first of two bins holds three: the least sure.
+    assert metrics.reliability(confidence, right, bins=2) == [
+        metrics.Bin(pytest.approx((0.3 + 0.4 + 0.7) / 3), pytest.approx(1 / 3), 3),
+        metrics.Bin(pytest.approx((0.8 + 0.9) / 2), 1.0, 2),
+    ]
+    # Six rows of which four are equally sure and two of those right: each of the four counts as half right.
+    tied = metrics.reliability(np.array([0.2, 0.6, 0.6, 0.6, 0.6, 0.9]), np.arange(6) > 2, bins=2)
+    assert [(one.right, one.n) for one in tied] == [(pytest.approx((0 + 0.5 + 0.5) / 3), 3), (pytest.approx(2 / 3), 3)]
+    assert len(metrics.reliability(confidence, right)) == 5
+
+
+sure_rows = st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.6, 0.99]), st.booleans()), min_size=1, max_size=40)
+
+
+def columns(rows: list[tuple[float, bool]]) -> tuple[Floats, NDArray[np.bool_]]:
+    return np.array([row[0] for row in rows]), np.array([row[1] for row in rows], dtype=np.bool_)
+
+
+@given(sure_rows, st.integers(1, 8))
+@unhurried
+def test_reliability_holds_every_row_once_in_bins_of_one_size(rows: list[tuple[float, bool]], bins: int) -> None:
+    confidence, right = columns(rows)
+    found = metrics.reliability(confidence, right, bins)
+    sizes = [one.n for one in found]
+    assert sum(sizes) == len(rows) and max(sizes) - min(sizes) <= 1
+    assert sum(one.n * one.confidence for one in found) == pytest.approx(confidence.sum())
+    assert sum(one.n * one.right for one in found) == pytest.approx(right.sum())
+    assert [one.confidence for one in found] == sorted(one.confidence for one in found)
+    gaps = sum(one.n * abs(one.right - one.confidence) for one in found) / len(rows)
+    assert metrics.ece(confidence, right, bins) == pytest.approx(gaps)
+
+
+def test_aurc_of_a_hand_worked_table() -> None:
+    # The surest row first: wrong 0/1, 1/2, 1/3, 2/4.
+    confidence, right = np.array([0.5, 0.9, 0.6, 0.8]), np.array([False, True, True, False])
+    assert metrics.aurc(confidence, right) == pytest.approx((0 + 1 / 2 + 1 / 3 + 2 / 4) / 4)
+    assert metrics.aurc(confidence, np.ones(4, dtype=np.bool_)) == 0.0
+    assert metrics.aurc(confidence, np.zeros(4, dtype=np.bool_)) == 1.0
+    # Sureness that says nothing leaves the error rate.
+    assert metrics.aurc(np.full(4, 0.7), right) == pytest.approx(0.5)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.6]), st.booleans()), min_size=1, max_size=5))
+@unhurried
+def test_aurc_of_ties_is_the_mean_over_every_order_of_the_rows(rows: list[tuple[float, bool]]) -> None:
+    each = []
+    for order in permutations(rows):
+        ranked = sorted(order, key=lambda row: -row[0])
+        wrong = np.cumsum([not row[1] for row in ranked])
+        each.append(float((wrong / np.arange(1, len(rows) + 1)).mean()))
+    assert metrics.aurc(*columns(rows)) == pytest.approx(sum(each) / len(each))
+    assert metrics.aurc(*columns(rows[::-1])) == metrics.aurc(*columns(sorted(rows)))
+
+
+def test_recall_at_fpr_of_a_hand_worked_table() -> None:
+    # Rising doubt: one of the label, two of others, three of the label, and then 18 others: a step of 0.05 each.
+    probability = np.array([0.9, 0.8, 0.8, 0.7, 0.6, 0.5, *np.linspace(0.4, 0.1, 18)])
+    positive = np.isin(np.arange(24), [0, 3, 4, 5])
+    assert metrics.recall_at_fpr(probability, positive, 0.05) == 1 / 4
+    assert metrics.recall_at_fpr(probability, positive, 0.1) == 1.0
+    assert metrics.recall_at_fpr(-probability, positive, 0.1) == 0.0
+    assert metrics.recall_at_fpr(probability, np.ones(24, dtype=np.bool_), 0.1) is None
+    assert metrics.recall_at_fpr(probability, np.zeros(24, dtype=np.bool_), 0.1) is None
+    # All equal: every row or none, and the rate of every row is 1.
+    assert metrics.recall_at_fpr(np.full(24, 0.5), positive, 0.1) == 0.0
+    assert metrics.recall_at_fpr(np.full(24, 0.5), positive, 1.0) == 1.0
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=2, max_size=80),
+    st.sampled_from([0.0, *metrics.FALSE_POSITIVE_RATES, 0.5]),
+)
+@unhurried
+def test_recall_at_fpr_agrees_with_scikit_learn(rows: list[tuple[int, bool]], most: float) -> None:
+    probability, positive = columns([(score / 12, found) for score, found in rows])
+    found = metrics.recall_at_fpr(probability, positive, most)
+    if positive.all() or not positive.any():
+        assert found is None
+        return
+    false, recall, _ = roc_curve(positive, probability, drop_intermediate=False)
+    assert found == recall[false <= most].max()
+
+
+def test_accuracy_at_coverage_of_a_hand_worked_table() -> None:
+    confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.3, 0.3, 0.2])
+    right = np.array([True, True, False, True, True, True, False, False, True, False])
+    found = metrics.accuracy_at_coverage(confidence, right, shares=(1.0, 0.8, 0.5, 0.05))
+    assert [one.share for one in found] == [1.0, 0.8, 0.5, 0.05]
+    # Three rows are equally sure, so 8 of 10 cannot be answered without the ninth.
+    assert [one.coverage for one in found] == [1.0, 0.9, 0.5, 0.1]
+    assert [one.accuracy for one in found] == [0.6, pytest.approx(6 / 9), 0.8, 1.0]
+    assert [one.threshold for one in found] == [0.0, pytest.approx(0.25), pytest.approx(0.45), pytest.approx(0.85)]
+
+
+def test_coverage_at_the_thresholds_of_other_rows_is_what_they_answer_here() -> None:
+    confidence, right = np.array([0.4, 0.5, 0.6]), np.array([False, True, False])
+    found = metrics.accuracy_at_coverage(confidence, right, (0.0, 0.5, 0.7), (1.0, 0.9, 0.5))
+    assert [(one.share, one.threshold) for one in found] == [(1.0, 0.0), (0.9, 0.5), (0.5, 0.7)]
+    assert [one.coverage for one in found] == pytest.approx([1.0, 2 / 3, 0.0])
+    assert [one.accuracy for one in found] == [pytest.approx(1 / 3), 0.5, None]
+
+
+@given(sure_rows)
+@unhurried
+def test_every_share_asked_for_is_reached_and_by_no_more_rows_than_it_takes(rows: list[tuple[float, bool]]) -> None:
+    confidence, right = columns(rows)
+    for one in metrics.accuracy_at_coverage(confidence, right):
+        assert one.coverage >= one.share
+        answered = confidence >= one.threshold
+        assert one.accuracy == right[answered].mean()
+        surer = confidence > confidence[answered].min()
+        assert surer.mean() < one.share
+    backwards = metrics.accuracy_at_coverage(confidence[::-1], right[::-1])
+    assert backwards == metrics.accuracy_at_coverage(confidence, right)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scale"),
+    [
+        (("1", "2", "3"), [1, 2, 3]),
+        (("0", "2.5", "10"), [0, 2.5, 10]),
+        (("3", "2", "-1"), [3, 2, -1]),
+        (("bad", "2", "good"), [1, 2, 3]),
+        (("1", "3", "2"), [1, 2, 3]),
+        (("1", "1.0", "2"), [1, 2, 3]),
+        (("1", "2", "inf"), [1, 2, 3]),
+        (("nan", "2", "3"), [1, 2, 3]),
+        ((), []),
+    ],
+)
+def test_a_scale_has_its_own_numbers_where_they_follow_its_order(labels: tuple[str, ...], scale: list[float]) -> None:
+    assert metrics.scale_of(labels).tolist() == scale
+
+
+def test_the_expected_rating_of_a_hand_worked_table() -> None:
+    probabilities = np.array([[0.5, 0.5, 0.0], [0.0, 0.2, 0.8], [0.25, 0.5, 0.25]])
+    gold = np.array([0, 2, 0])
+    # Expected 1.5, 2.8 and 2 against 1, 3 and 1.
+    assert metrics.mae_expected(probabilities, gold, np.array([1.0, 2, 3])) == pytest.approx((0.5 + 0.2 + 1) / 3)
+    assert metrics.mae_expected(probabilities, gold, np.array([10.0, 20, 30])) == pytest.approx(17 / 3)
+
+
+@given(answered())
+@unhurried
+def test_certain_ratings_are_expected_as_they_are(case: tuple[Ints, Ints, int]) -> None:
+    gold, predicted, labels = case
+    scale = metrics.scale_of([str(i) for i in range(labels)])
+    assert metrics.mae_expected(np.eye(labels)[predicted], gold, scale) == metrics.mae(gold, predicted)
 
 
 def test_a_fitted_temperature_undoes_overconfidence() -> None:

@@ -26,7 +26,8 @@ MODEL_FILES = {
 }  # fmt: skip
 S = {
     "n", "accuracy", "accuracy_ci95", "macro_f1", "mean_recall", "per_class", "confusion", "nll", "brier", "ece",
-    "forced", "accuracy_unforced", "rows_per_second", "tokens_per_row",
+    "reliability", "aurc", "coverage", "recall_at_fpr", "forced", "accuracy_unforced", "rows_per_second",
+    "tokens_per_row",
 }  # fmt: skip
 SYSTEMS = {
     "both/adaptive",
@@ -308,6 +309,29 @@ def test_adaptive_reasons_below_the_threshold_that_dev_chose(finished: toy.Done)
     assert len(notes) == (threshold == 0)
 
 
+def test_the_probability_to_abstain_below_is_kept_beside_every_mode(finished: toy.Done, tmp_path: Path) -> None:
+    """Adaptive too, whose answers depend on what was fitted, is not asked again for it."""
+    shutil.copytree(finished.folder, tmp_path / "run")
+    before = events(tmp_path / "run")
+    asking = finished.config.evaluate.model_copy(update={"abstain_below": 0.6})
+    pipeline.run(finished.config.model_copy(update={"evaluate": asking}), tmp_path / "run", [toy.about_one_row])
+    assert events(tmp_path / "run") == before
+    metrics_ = store.read_json(tmp_path / "run" / "metrics.json")
+    for arm in toy.ARMS:
+        old, new = (store.read_json(run / arm / "calibration.json") for run in (finished.folder, tmp_path / "run"))
+        assert new == {mode: {**entry, "abstain_below": 0.6} for mode, entry in old.items()}
+        loaded = predict.load(tmp_path / "run" / arm)
+        assert loaded.abstain_below == dict.fromkeys(new, 0.6)
+        assert predict.load(finished.folder / arm).abstain_below == {}
+        for mode, scores in metrics_["arms"][arm]["modes"].items():
+            saved = answers(finished, f"{arm}/{mode}")
+            rows = [Row(*pair) for pair in zip(saved.ids, saved.texts, strict=True)]
+            asked = predict.open_classifier(tmp_path / "run" / arm, mode).rows(rows)
+            assert scores["test"]["abstained"] == pytest.approx(np.mean([one.abstained for one in asked]))
+            kept = [one.label == gold for one, gold in zip(asked, saved.gold, strict=True) if not one.abstained]
+            assert scores["test"]["accuracy_answered"] == (pytest.approx(np.mean(kept)) if kept else None)
+
+
 def test_explain_gives_the_label_of_the_mode_label_and_a_reasoning_after_it(finished: toy.Done) -> None:
     explained, plain = answers(finished, "label_then_reason/explain"), answers(finished, "label_then_reason/label")
     assert explained.labels == plain.labels[:6]
@@ -375,6 +399,7 @@ def arm_rate(rate: float) -> list[Any]:
     [
         (None, {}, set()),
         (None, {"evaluate__bootstrap": 150}, set()),
+        (None, {"evaluate__abstain_below": 0.5}, set()),
         (relabel("test"), {}, OF_TEST),
         (relabel("dev"), {}, {*LABEL_ONLY, *REASONED}),
         (None, {"classifier__arms": arm_rate(5e-3)}, REASONED),
@@ -385,7 +410,10 @@ def arm_rate(rate: float) -> list[Any]:
         (other_case, {}, EVERYTHING),
         (None, {"seed": 1}, EVERYTHING),
     ],
-    ids=["nothing", "bootstrap", "test", "dev", "one-arm", "arms", "sampling", "reasoner", "text", "case", "seed"],
+    ids=[
+        "nothing", "bootstrap", "abstain", "test", "dev", "one-arm", "arms", "sampling", "reasoner", "text", "case",
+        "seed",
+    ],
 )
 def test_what_changed_is_done_again_with_everything_downstream_and_nothing_else(
     quick_run: toy.Done,

@@ -380,7 +380,7 @@ def check_sound(page: str) -> Page:
 def test_the_page_is_sound_and_the_same_every_time(full: Any, page: str) -> None:
     check_sound(page)
     assert page == report.render(*full)
-    assert page.count('role="img"') == 1 + 1 + 1 + 7 + 1 + 1 + 1
+    assert page.count('role="img"') == 1 + 1 + 1 + 7 + 2 + 1 + 1 + 1
 
 
 def test_the_page_has_every_part(full: Any, page: str) -> None:
@@ -388,6 +388,7 @@ def test_the_page_has_every_part(full: Any, page: str) -> None:
     for part in (
         *("Saying why", "Recommended", metrics["recommended"]["why"], "MAE", "QWK", "majority floor", "linear floor"),
         *("McNemar p", "Holm p", "only a", "Brier", "ECE", "temperature", "target tokens", "label tokens"),
+        *("AURC", "MAE, expected", "Answer only when sure", "abstain_below"),
         "strict reading",
         *("label named first", "1,804 (37.6%)", "3 test texts stand in train", "One training seed (0)", "2.13.0"),
         *("not a proof of how the label was decided", "15 min 12 s", "test texts that stand in train, too"),
@@ -396,6 +397,65 @@ def test_the_page_has_every_part(full: Any, page: str) -> None:
     found = re.findall(r'<li class="answer (right|wrong)">', page)
     assert (found.count("right"), found.count("wrong")) == (10, 10)
     assert page.count("<b>Reasoning</b>") == 20
+
+
+def test_the_page_says_what_answering_only_the_surest_rows_gives(full: Any, page: str) -> None:
+    metrics, _ = full
+    by_key = {f"{arm}/{mode}": s for arm, facts in metrics["arms"].items() for mode, s in facts["modes"].items()}
+    pair = told(metrics).systems
+    assert [one.key for one in pair] == ["reason_then_label/vote", "label_only/label"]
+    table = page[page.index("<h3>Answer only when sure</h3>") : page.index('<section id="cost">')]
+    rows = [re.findall(r"<td>(?:<b>)?([^<]*)", row) for row in table.split("<tr>")[2:]]
+    for share, cells in zip((1.0, 0.9, 0.8, 0.5), rows, strict=True):
+        expected = []
+        for one in pair[::-1]:
+            points = by_key[one.key]["test"]["coverage"]
+            point = next(point for point in points if point["share"] == share)
+            of_dev = next(point for point in by_key[one.key]["dev"]["coverage"] if point["share"] == share)
+            assert point["threshold"] == of_dev["threshold"]
+            shares = (point["coverage"], point["accuracy"])
+            expected += [f"{point['threshold']:.4f}", *(f"{100 * one:.1f}" for one in shares)]
+        assert cells == expected
+    assert "leaves" not in table, "nobody set a probability"
+
+
+def test_the_figures_of_sureness_tell_their_points_in_words_and_draw_each(full: Any, page: str) -> None:
+    metrics, _ = full
+    test = metrics["arms"]["label_only"]["modes"]["label"]["test"]
+    found = dict(re.findall(r'<desc id="(\w+)-description">(.*?)</desc>', page))
+    pairs = {
+        "reliability": [(one["confidence"], one["right"]) for one in test["reliability"]],
+        "coverage": sorted((one["coverage"], one["accuracy"]) for one in test["coverage"]),
+    }
+    for key, points in pairs.items():
+        mine = found[key].split("; ")[0]
+        assert mine.startswith("label_only/label (") and len(found[key].split("; ")) == 2
+        assert mine.endswith(", ".join(f"({100 * x:.1f}, {100 * y:.1f})" for x, y in dict(points).items()))
+    drawn = page[page.index('aria-labelledby="reliability-title') :]
+    drawn = drawn[: drawn.index("</figure>")]
+    assert drawn.count('<circle class="spot c0"') == drawn.count('<circle class="spot c1"') == 15
+    equal = re.search(r'class="zero" stroke-dasharray="3 4" x1="1.50%" x2="98.50%" y1="([\d.]+)" y2="([\d.]+)"', drawn)
+    assert equal is not None and (float(equal[1]), float(equal[2])) == (260.0, 18.0)
+
+
+def test_the_page_tells_of_abstaining_and_of_recall_where_false_alarms_are_few() -> None:
+    metrics, predictions = run({LABEL: 0.6, REASON: 0.66}, n=60)
+    for arm, mode in (("label_only", "label"), ("reason_then_label", "reason")):
+        metrics["arms"][arm]["modes"][mode]["test"] |= {"abstained": 0.125, "accuracy_answered": 0.75}
+    recall = metrics["arms"]["label_only"]["modes"]["label"]["test"]["recall_at_fpr"]
+    recall["low"]["0.01"], recall["low"]["0.1"] = 0.123, None
+    page = report.render(metrics, predictions)
+    check_sound(page)
+    assert page.count("leaves 12.5% of the test rows unanswered and is right in 75.0% of the others") == 2
+    assert "<td>12.3</td>" in page and "Recall of each class where false alarms are few" in page
+    for heading in ("1%", "5%", "10%"):
+        assert page.count(f'<th scope="col">{heading}</th>') == 2
+
+
+def test_figures_of_an_older_run_are_left_out() -> None:
+    page = report.render(bare(BOTH, LABEL), {})
+    check_sound(page)
+    assert "Answer only when sure" not in page and "false alarms" not in page and "AURC" in page
 
 
 def test_examples_do_not_depend_on_the_order_of_the_rows(full: Any, page: str) -> None:

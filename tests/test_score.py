@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 
 import tiny
 from saywhy import predict
+from saywhy.config import label_fault
 from saywhy.lm import bind
 from saywhy.lm.encode import decode, make_encoder, prompt_ids, render, text_ids
 from saywhy.lm.generate import Leaving
@@ -116,6 +120,47 @@ def test_a_hundred_and_fifty_labels() -> None:
     heads = len(prompt_ids(c.lm.encoder, ("", TEXTS[0], ""))[0]) + len(text_ids(c.lm.encoder, "Label:"))
     tokens = [tuple(text_ids(c.lm.encoder, f" {label}")) for label in labels]
     assert found.tokens == heads + len({t[:n] for t in tokens for n in range(1, len(t) + 1)})
+
+
+# What a label may be, and what trips whoever tokenizes, parses or strips: prefixes, digits, marks, other scripts.
+word = st.sampled_from([*AWKWARD, "n", "nu", "no one", "yes and", "<e", "Reasoning", "e\u0301", "🙂🙂", "مرحبا"])
+a_label = (word | st.text(max_size=6) | st.tuples(word, word).map(" ".join)).filter(lambda text: not label_fault(text))
+
+
+def row_by_row(c: Classifier, text: str) -> dict[str, float]:
+    """Probabilities of the labels from one forward pass of transformers a label, without a tree, a trie or a cache."""
+    encoder, plain = c.lm.encoder, copy.deepcopy(c.lm.model)
+    plain.set_attn_implementation("eager")
+    head = [*prompt_ids(encoder, ("", text, ""))[0], *text_ids(encoder, "Label:")]
+    sums = []
+    for label in c.task.labels:
+        tail = [*text_ids(encoder, f" {label}"), encoder.end]
+        with torch.no_grad():
+            logits = plain(input_ids=torch.tensor([head + tail])).logits[0].double()
+        read = torch.log_softmax(logits[len(head) - 1 : -1], -1)
+        sums.append(read.gather(1, torch.tensor(tail)[:, None]).sum())
+    shares = torch.softmax(torch.stack(sums), 0).tolist()
+    return dict(zip(c.task.labels, shares, strict=True))
+
+
+@settings(deadline=None, max_examples=30)
+@drawn(
+    st.lists(a_label, min_size=2, max_size=7, unique=True), st.sampled_from(TEXTS), st.sampled_from(["llama", "gemma3"])
+)
+def test_any_set_of_labels_is_scored_as_transformers_would(labels: list[str], text: str, name: str) -> None:
+    c = classifier("label_only", labels, name)
+    found, pruned = (answer(c, [Row("r", text)], "label", prune=prune)[0] for prune in (0.0, PRUNE))
+    wanted = row_by_row(c, text)
+    assert found.probabilities == pytest.approx(wanted, rel=1e-4, abs=1e-9)
+    assert list(found.probabilities) == labels
+    assert wanted[pruned.label] == pytest.approx(max(wanted.values()), rel=1e-4)
+
+
+def test_a_hundred_and_fifty_labels_are_scored_as_transformers_would() -> None:
+    scripts = ("intent {}", "意図 {}", "намерение {}", "{}", "no {}")
+    labels = [scripts[at % 5].format(at // 5) for at in range(150)]
+    c = classifier("label_only", labels)
+    assert answer(c, ROWS[:1], "label")[0].probabilities == pytest.approx(row_by_row(c, TEXTS[0]), rel=1e-4, abs=1e-12)
 
 
 def confident(name: str) -> Classifier:
@@ -338,6 +383,30 @@ def test_the_mean_of_answers_reads_strictly_what_most_of_them_say() -> None:
         predict.mean([said("a", None, 0.9, None)]).forced
         and predict.mean([said("a", "a", 0.9, None)]).reasoning is None
     )
+
+
+def test_a_rating_is_expected_after_the_temperature() -> None:
+    c = classifier("label_only", ("1", "2", "12"))
+    told = Prediction("2", {"1": 0.2, "2": 0.5, "12": 0.3})
+    plain, scale = replace(c, temperatures={"label": 2.0}), replace(c.task, ordinal=True)
+    assert next(predict.calibrated(plain, [told], "label")).expected is None
+    found = next(predict.calibrated(replace(plain, task=scale), [told], "label"))
+    powers = np.array([0.2, 0.5, 0.3]) ** 0.5
+    assert found.expected == pytest.approx(powers @ [1, 2, 12] / powers.sum())
+    words = replace(scale, labels=("bad", "fair", "good"))
+    named = Prediction("fair", {"bad": 0.2, "fair": 0.5, "good": 0.3})
+    assert next(predict.calibrated(replace(c, task=words), [named], "label")).expected == pytest.approx(2.1)
+
+
+def test_an_answer_abstains_where_its_calibrated_label_is_less_likely_than_asked() -> None:
+    c = replace(classifier("both", ("yes", "no")), temperatures={"label": 2.0}, abstain_below={"label": 0.7})
+    told = Prediction("yes", {"yes": 0.8, "no": 0.2})
+    # At a temperature of 2 it is two thirds likely, in the mode reason four fifths.
+    cases = (("label", None, True), ("explain", None, True), ("reason", None, False), ("label", 0.6, False),
+             ("label", 0.0, False), ("label", 0.667, True), ("reason", 0.8, False), ("reason", 0.81, True))  # fmt: skip
+    for mode, below, abstained in cases:
+        found = next(predict.calibrated(c, [told], mode, below))
+        assert (found.abstained, found.label) == (abstained, "yes"), (mode, below)
 
 
 def test_a_mode_that_was_not_taught_is_refused_with_those_that_were() -> None:

@@ -124,6 +124,10 @@ def predict(
     mode: Annotated[
         str | None, typer.Option(help="label, reason, explain, vote, ensemble, adaptive; default: the recommended one")
     ] = None,
+    abstain_below: Annotated[
+        float | None,
+        typer.Option("--abstain-below", help="the least probability of a label, 0 to 1; default: the run's own"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
     """Classify texts, or the rows of a file."""
@@ -134,7 +138,13 @@ def predict(
     if output is not None and output.suffix not in (".parquet", ".jsonl"):
         raise RequestError(f"--output {output}: the name should end in .parquet or .jsonl")
     _quiet()
-    classifier = room.open_classifier(folder, mode)
+    classifier = room.open_classifier(folder, mode, abstain_below)
+    if not classifier.is_calibrated:
+        print(
+            f"the probabilities of mode {classifier.mode} are not calibrated; a run with that mode in "
+            "evaluate.modes fits a temperature for it on dev rows",
+            file=sys.stderr,
+        )
     if source is not None:
         rows = room.rows_of(classifier.classifier, source)
     else:
@@ -142,7 +152,8 @@ def predict(
     found = classifier.rows(rows, "predict" if len(rows) > room.SHOW_PROGRESS_FROM else "")
     if output is not None:
         room.save(rows, found, output)
-        print(f"{len(found)} answers are in {output}")
+        unsure = sum(prediction.abstained for prediction in found)
+        print(f"{len(found)} answers are in {output}" + (f", {unsure} of them abstain" if unsure else ""))
     elif as_json:
         for row, prediction in zip(rows, found, strict=True):
             print(json.dumps({"id": row.id, **asdict(prediction)}, ensure_ascii=False))
@@ -222,7 +233,9 @@ def _show(answers: Iterable[tuple[str, Prediction]]) -> None:
     console = Console(highlight=False)
     for text, prediction in answers:
         # As Text, so that no bracket of a label or a text is read as a style.
-        console.print(Text.assemble((prediction.label, "bold"), f"  {_bars(prediction)}"))
+        said = f"abstains (would say {prediction.label})" if prediction.abstained else prediction.label
+        rating = "" if prediction.expected is None else f"  expected {prediction.expected:.2f}"
+        console.print(Text.assemble((said, "bold"), f"  {_bars(prediction)}{rating}"))
         if prediction.reasoning:
             console.print(Text(f"  {prediction.reasoning}"))
         console.print(Text(f"  {text if len(text) < 200 else text[:199] + '…'}", style="dim"))

@@ -116,7 +116,8 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, texts: Any) -> NDArray[Any]:
         """Give a label for each text: (rows,), of the kind that `fit` was given."""
         asked = self._asked()
-        names = {name: at for at, name in enumerate(asked.classes_)}
+        # No folder made here says when to abstain, so there is a label for every text.
+        names: dict[str | None, int] = {name: at for at, name in enumerate(asked.classes_)}
         places = [names[label] for label in asked.predict(_texts(texts))]
         found: NDArray[Any] = self.classes_[np.array(places, dtype=np.int64)]
         return found

@@ -23,6 +23,9 @@ Floats = NDArray[np.float64]
 # The least probability a gold label is charged for: a zero would make the mean infinite. As in scikit-learn's log_loss.
 SMALLEST = float(np.finfo(np.float64).eps)
 ECE_BINS = 15
+# Shares of the rows to answer, the surest first, and the false-positive rates that recall is asked at.
+COVERAGES = tuple(share / 20 for share in range(20, 0, -1))
+FALSE_POSITIVE_RATES = (0.01, 0.05, 0.1)
 # Temperatures that are searched. Beyond them a distribution is one-hot or uniform for every practical purpose.
 COLDEST, HOTTEST = 0.05, 20.0
 # Numbers drawn at once by the bootstrap: bounds its memory to some tens of megabytes.
@@ -130,23 +133,125 @@ def brier(probabilities: Floats, gold: Ints) -> float | None:
     return float((errors**2).sum(axis=1).mean())
 
 
-def ece(confidence: Floats, right: NDArray[np.bool_], bins: int = ECE_BINS) -> float | None:
-    """The expected calibration error over bins of equally many rows, from the probability of each row's answer.
+@dataclass(frozen=True)
+class Bin:
+    """Some rows of like confidence: their mean confidence, the share of them that is right, and how many they are."""
+
+    confidence: float
+    right: float
+    n: int
+
+
+def reliability(confidence: Floats, right: NDArray[np.bool_], bins: int = ECE_BINS) -> list[Bin]:
+    """Rows by the probability of their answer, the least sure first, in bins of equally many; empty without rows.
 
     Rows of equal confidence share their mean correctness: where a bin's edge cuts a tie, row order does not matter.
     """
     if len(confidence) == 0:
+        return []
+    sure, share = (np.array_split(each, min(bins, len(right))) for each in _by_confidence(confidence, right))
+    return [Bin(float(a.mean()), float(b.mean()), len(a)) for a, b in zip(sure, share, strict=True)]
+
+
+def ece(confidence: Floats, right: NDArray[np.bool_], bins: int = ECE_BINS) -> float | None:
+    """The expected calibration error: the mean distance of confidence to correctness over the bins of `reliability`."""
+    found = reliability(confidence, right, bins)
+    return sum(one.n * abs(one.right - one.confidence) for one in found) / len(confidence) if found else None
+
+
+def aurc(confidence: Floats, right: NDArray[np.bool_]) -> float | None:
+    """The area under the risk-coverage curve (Geifman and El-Yaniv 2017; Geifman et al. 2019); 0 is best.
+
+    It is the mean, over every number k of rows, of the share of wrong answers among the k surest. Rows of equal
+    confidence count as their mean over every order.
+    """
+    if len(confidence) == 0:
         return None
-    values, group, sizes = np.unique(confidence, return_inverse=True, return_counts=True)
-    right_of_group = np.bincount(group, weights=right.astype(np.float64), minlength=len(values)) / sizes
-    order = np.argsort(group, kind="stable")
-    gaps = (right_of_group[group] - confidence)[order]
-    return float(sum(abs(part.sum()) for part in np.array_split(gaps, min(bins, len(gaps)))) / len(gaps))
+    _, share = _by_confidence(confidence, right)
+    return float((np.cumsum(1 - share[::-1]) / np.arange(1, len(share) + 1)).mean())
+
+
+def recall_at_fpr(probability: Floats, positive: NDArray[np.bool_], most: float) -> float | None:
+    """The highest recall of one label against the rest at a false-positive rate of at most `most`.
+
+    `probability` (rows,) is that of the label, `positive` (rows,) says which rows have it. Rows of equal probability
+    are found together or not at all. None where no row has the label, or every one.
+    """
+    if positive.all() or not positive.any():
+        return None
+    _, group = np.unique(-probability, return_inverse=True)
+    hits = np.cumsum(np.bincount(group, weights=positive))
+    false = np.cumsum(np.bincount(group, weights=~positive))
+    # Quotients, not products: 1 of 20 is then exactly 0.05.
+    return float(hits[false / false[-1] <= most].max(initial=0.0) / hits[-1])
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What answering only the surest rows gives: `share` was asked for, `coverage` is what `threshold` really answers.
+
+    `accuracy` is that of the answered rows, None where there are none.
+    """
+
+    share: float
+    threshold: float
+    coverage: float
+    accuracy: float | None
+
+
+def accuracy_at_coverage(
+    confidence: Floats,
+    right: NDArray[np.bool_],
+    thresholds: Sequence[float] | None = None,
+    shares: Sequence[float] = COVERAGES,
+) -> list[Answered]:
+    """How accurate the answers are where only the surest share is given; empty without rows.
+
+    `thresholds` are those of the shares on other rows, such as dev's; None takes these rows' own. A row is answered
+    where its confidence is not below the threshold.
+    """
+    if len(confidence) == 0:
+        return []
+    found = []
+    chosen = thresholds_at(confidence, shares) if thresholds is None else thresholds
+    # Other rows may be none; they set no thresholds then.
+    for share, threshold in zip(shares, chosen, strict=False):
+        answered = confidence >= threshold
+        accurate = float(right[answered].mean()) if answered.any() else None
+        found.append(Answered(share, threshold, float(answered.mean()), accurate))
+    return found
+
+
+def thresholds_at(confidence: Floats, shares: Sequence[float] = COVERAGES) -> list[float]:
+    """The confidence below which rows must stay unanswered so that at least each share is answered; (rows,) not empty.
+
+    It lies between two confidences that were seen, so that rounding in another batch moves no row to the other side;
+    0 where every row is answered.
+    """
+    seen, counts = np.unique(confidence, return_counts=True)
+    at_least = np.cumsum(counts[::-1])[::-1] / len(confidence)
+    last = [int(np.flatnonzero(at_least >= share)[-1]) for share in shares]
+    return [float((seen[at - 1] + seen[at]) / 2) if at else 0.0 for at in last]
 
 
 def mae(gold: Ints, predicted: Ints) -> float | None:
     """The mean distance, in steps of the ordered labels, between gold and answer."""
     return float(np.abs(gold - predicted).mean()) if len(gold) else None
+
+
+def scale_of(labels: Sequence[str]) -> Floats:
+    """What the labels of an order count as, shape (labels,): their own numbers, or 1 to n.
+
+    Their own where all are numbers that rise throughout, or fall: others would contradict the order.
+    """
+    try:
+        own = np.array([float(label) for label in labels])
+    except ValueError:
+        own = np.array([])
+    steps = np.diff(own)
+    if len(own) and np.isfinite(own).all() and ((steps > 0).all() or (steps < 0).all()):
+        return own
+    return np.arange(1.0, len(labels) + 1)
 
 
 def qwk(gold: Ints, predicted: Ints, labels: int) -> float | None:
@@ -156,6 +261,11 @@ def qwk(gold: Ints, predicted: Ints, labels: int) -> float | None:
     by_chance = np.outer(table.sum(axis=1), table.sum(axis=0)) / max(len(gold), 1)
     expected = float((weights * by_chance).sum())
     return 1 - float((weights * table).sum()) / expected if expected > 0 else None
+
+
+def mae_expected(probabilities: Floats, gold: Ints, scale: Floats) -> float | None:
+    """The mean distance of the expected rating to the gold one; `scale` (labels,) is what each label counts as."""
+    return float(np.abs(probabilities @ scale - scale[gold]).mean()) if len(gold) else None
 
 
 def give_back_pruned(probabilities: Floats, pruned: Floats, possible: NDArray[np.bool_]) -> Floats:
@@ -260,6 +370,13 @@ def paired_bootstrap(
     """The interval of `metric(a) - metric(b)` over `n` resamples of the rows: (low, high, standard error)."""
     labels = 1 + max((int(x.max()) for x in (gold, a, b) if len(x)), default=0)
     return interval(metric(resample(gold, a, labels, n, seed)) - metric(resample(gold, b, labels, n, seed)))
+
+
+def _by_confidence(confidence: Floats, right: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Confidences in rising order, and for each the share right of all rows that have it; both of shape (rows,)."""
+    values, group, sizes = np.unique(confidence, return_inverse=True, return_counts=True)
+    share = np.bincount(group, weights=right.astype(np.float64), minlength=len(values)) / sizes
+    return np.repeat(values, sizes), np.repeat(share, sizes)
 
 
 def _divide(top: Floats, bottom: Floats) -> Floats:

@@ -317,12 +317,12 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Pat
                 continue
             if mode == "adaptive":
                 notes += _fit_threshold(this, name, ask, fitted)
-                store.write_json(made.folder / "calibration.json", fitted)
+                _calibrate(this, made, fitted)
                 opened.cache_clear()
             of_dev = ask(mode, "dev", data.dev)
             fitted[mode] = {**fitted.get(mode, {}), "temperature": evaluate.temperature_of(data.task, of_dev)}
             dev[f"{name}/{mode}"], test[f"{name}/{mode}"] = of_dev, ask(mode, "test", data.test)
-        store.write_json(made.folder / "calibration.json", fitted)
+        _calibrate(this, made, fitted)
         notes += _not_fitting(name, train[name], _cut_in_test(this, made))
     document = evaluate.metrics_json(
         task=data.task,
@@ -338,9 +338,17 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Pat
         kinds=kinds,
         reasonings=reasonings.summary(written.folder) if written else None,
         notes=notes,
+        abstain_below=config.evaluate.abstain_below,
     )
     store.write_json(this.folder / "metrics.json", document)
     return this.folder / "metrics.json"
+
+
+def _calibrate(this: Run, made: Made, fitted: Mapping[str, Mapping[str, float]]) -> None:
+    """Keep beside a model what was fitted for its modes on dev, and below which probability they abstain."""
+    below = this.config.evaluate.abstain_below
+    chosen = {} if below is None else {"abstain_below": below}
+    store.write_json(made.folder / "calibration.json", {mode: {**entry, **chosen} for mode, entry in fitted.items()})
 
 
 def _cut_in_test(this: Run, made: Made) -> dict[str, int]:

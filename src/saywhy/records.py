@@ -90,7 +90,9 @@ class Prediction:
     `probabilities` follows `task.labels` (or the row's choices) and sums to 1. `reasoning` is None in modes that write
     none. `tokens` counts computed tokens, shared ones once. `forced` says that the limit ended the reasoning; `strict`
     is the label that strict reading of the written text gives, None where it gives none. `pruned` bounds the
-    probability mass that scoring left out.
+    probability mass that scoring left out. `expected` is the expected rating where labels are a scale. `abstained` says
+    that the label, though the likeliest, is less likely than was asked for. Both are set once probabilities are
+    calibrated.
     """
 
     label: str
@@ -100,3 +102,5 @@ class Prediction:
     forced: bool = False
     strict: str | None = None
     pruned: float = 0.0
+    expected: float | None = None
+    abstained: bool = False

@@ -432,6 +432,12 @@ class Evaluate(Settings):
         description="only these modes, where an arm was taught them; null: all but vote and ensemble, which cost more",
     )
     adaptive: Adaptive = Adaptive()
+    abstain_below: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="the least probability of a label that is answered with; kept for predict; null: answer every row",
+    )
 
 
 class Study(Settings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from saywhy import metrics
 from saywhy.evaluate.answers import Answers, arrays_of
-from saywhy.metrics import Floats
+from saywhy.metrics import Floats, Ints
 from saywhy.records import RequestError, Task
 
 Scores = dict[str, Any]
@@ -62,15 +62,24 @@ def threshold_of(task: Task, label: Answers, reason: Answers, metric: str, keep:
     return next(one for one in candidates if reached(one) >= reached(0.0) + keep * gain)
 
 
-def score(task: Task, answers: Answers, temperature: float = 1.0) -> Scores:
+def score(
+    task: Task,
+    answers: Answers,
+    temperature: float = 1.0,
+    thresholds: Sequence[float] | None = None,
+    abstain_below: float | None = None,
+) -> Scores:
     """Every figure of a system on one split, as metrics.json has them; None where undefined.
 
-    Only `nll`, `brier` and `ece` depend on the temperature. The tables by class are None where rows have own choices.
+    What is said of probabilities holds at the temperature. `thresholds` are those of `coverage` on dev, None where
+    these rows are dev's. The tables by class are None where rows have own choices.
     """
     arrays, n = arrays_of(task, answers), len(answers.ids)
     counts = metrics.count(arrays.gold, arrays.predicted, arrays.labels)
     right = arrays.gold == arrays.predicted
     calibrated = metrics.apply_temperature(arrays.probabilities, temperature)
+    # Rows that differ by rounding alone are equally sure.
+    sure = calibrated[np.arange(n), arrays.predicted].round(12)
     shared = bool(task.labels)
     written = any(x is not None for x in (*answers.reasonings, *answers.strict))
     strictly = [strict == gold for strict, gold in zip(answers.strict, answers.gold, strict=True)]
@@ -84,7 +93,11 @@ def score(task: Task, answers: Answers, temperature: float = 1.0) -> Scores:
         "confusion": metrics.confusion(arrays.gold, arrays.predicted, arrays.labels) if shared else None,
         "nll": metrics.nll(calibrated, arrays.gold),
         "brier": metrics.brier(calibrated, arrays.gold),
-        "ece": metrics.ece(calibrated[np.arange(n), arrays.predicted], right),
+        "ece": metrics.ece(sure, right),
+        "reliability": [asdict(one) for one in metrics.reliability(sure, right)],
+        "aurc": metrics.aurc(sure, right),
+        "coverage": [asdict(one) for one in metrics.accuracy_at_coverage(sure, right, thresholds)],
+        "recall_at_fpr": _recall_at_fpr(task.labels, calibrated, arrays.gold) if shared else None,
         "forced": _mean(answers.forced),
         # Modes that write no text have nothing to read strictly.
         "accuracy_unforced": _mean(strictly) if written else None,
@@ -93,15 +106,43 @@ def score(task: Task, answers: Answers, temperature: float = 1.0) -> Scores:
     }
     if task.ordinal and shared:
         scores["mae"] = metrics.mae(arrays.gold, arrays.predicted)
+        scores["mae_expected"] = metrics.mae_expected(calibrated, arrays.gold, metrics.scale_of(task.labels))
         scores["qwk"] = metrics.qwk(arrays.gold, arrays.predicted, arrays.labels)
+    if abstain_below is not None:
+        scores["abstained"] = _mean((sure < abstain_below).tolist())
+        scores["accuracy_answered"] = _mean(right[sure >= abstain_below].tolist())
     return dict(plain(scores))
 
 
-def floor_scores(task: Task, answers: Mapping[str, Mapping[str, Answers]]) -> dict[str, Scores | None]:
+def _recall_at_fpr(labels: Sequence[str], probabilities: Floats, gold: Ints) -> dict[str, dict[str, float | None]]:
+    """Each label's highest recall against the rest, by the false-positive rate that it may have."""
+    return {
+        label: {
+            f"{most:g}": metrics.recall_at_fpr(probabilities[:, at], gold == at, most)
+            for most in metrics.FALSE_POSITIVE_RATES
+        }
+        for at, label in enumerate(labels)
+    }
+
+
+def _on_both(
+    task: Task, dev: Answers | None, test: Answers | None, abstain_below: float | None
+) -> tuple[Scores | None, Scores | None, float]:
+    """The scores of a system on dev and on test, at the temperature and the thresholds of dev, and the temperature."""
+    temperature = 1.0 if dev is None else temperature_of(task, dev)
+    of_dev = None if dev is None else score(task, dev, temperature, None, abstain_below)
+    thresholds = None if of_dev is None else [point["threshold"] for point in of_dev["coverage"]]
+    of_test = None if test is None else score(task, test, temperature, thresholds, abstain_below)
+    return of_dev, of_test, temperature
+
+
+def floor_scores(
+    task: Task, answers: Mapping[str, Mapping[str, Answers]], abstain_below: float | None = None
+) -> dict[str, Scores | None]:
     """The floors' scores on test, from `floor_answers`; None for the linear one where it cannot be."""
     scores: dict[str, Scores | None] = {"majority": None, "linear": None}
     for name, splits in answers.items():
-        scores[name] = score(task, splits["test"], temperature_of(task, splits["dev"]))
+        _, scores[name], _ = _on_both(task, splits["dev"], splits["test"], abstain_below)
     return scores
 
 
@@ -187,6 +228,7 @@ def metrics_json(
     kinds: Mapping[str, str] | None = None,
     reasonings: Mapping[str, Any] | None = None,
     notes: Iterable[str] = (),
+    abstain_below: float | None = None,
 ) -> dict[str, Any]:
     """Everything the report shows, strictly JSON: `dev` and `test` by `<arm>/<mode>`, `floor` from `floor_answers`.
 
@@ -199,8 +241,8 @@ def metrics_json(
     document: dict[str, Any] = {
         "task": {"name": task.name, "labels": task.labels, "ordinal": task.ordinal},
         "recommended": recommend(task, candidates, recommend_by, resamples, seed, kinds) if candidates else None,
-        "arms": _arms(task, dev, test, train, kinds or {}),
-        "floors": floor_scores(task, floor),
+        "arms": _arms(task, dev, test, train, kinds or {}, abstain_below),
+        "floors": floor_scores(task, floor, abstain_below),
         "comparisons": comparisons(task, compared, resamples, seed),
         "audit": audit,
         "versions": versions,
@@ -345,6 +387,7 @@ def _arms(
     test: Mapping[str, Answers],
     train: Mapping[str, Mapping[str, Any]],
     kinds: Mapping[str, str],
+    abstain_below: float | None,
 ) -> dict[str, Any]:
     """Each arm's training facts, and its modes' scores on both splits under the temperature of dev."""
     arms: dict[str, Any] = {arm: {"train": facts, "modes": {}} for arm, facts in train.items()}
@@ -352,10 +395,10 @@ def _arms(
         arm, _, mode = name.rpartition("/")
         # What was asked about no dev rows has the temperature of the label that it explains.
         calibrating = dev.get(name, dev.get(f"{arm}/label"))
-        temperature = 1.0 if calibrating is None else temperature_of(task, calibrating)
+        of_dev, of_test, temperature = _on_both(task, calibrating, test.get(name), abstain_below)
         arms.setdefault(arm, {"train": {}, "modes": {}})["modes"][mode] = {
-            "dev": score(task, dev[name], temperature) if name in dev else None,
-            "test": score(task, test[name], temperature) if name in test else None,
+            "dev": of_dev if name in dev else None,
+            "test": of_test,
             "temperature": temperature,
         }
     for arm in arms.keys() & kinds.keys():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from saywhy.records import RequestError, Task
 class Classifier:
     """A model that was taught one arm of one task.
 
-    `temperatures` of its modes and the `threshold` of the mode `adaptive` were fitted on dev rows.
+    `temperatures` of its modes and the `threshold` of the mode `adaptive` were fitted on dev rows. `abstain_below` has
+    the least probability that the label of a mode may have, where the config set one.
     """
 
     lm: LM
@@ -26,6 +28,7 @@ class Classifier:
     arm: str
     temperatures: dict[str, float]
     threshold: float | None = None
+    abstain_below: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -58,7 +61,8 @@ def load(folder: Path) -> Classifier:
     calibration = store.read_json(known) if known.exists() else {}
     temperatures = {mode: float(entry["temperature"]) for mode, entry in calibration.items()}
     threshold = calibration.get("adaptive", {}).get("threshold")
-    return Classifier(lm, read_task(folder), arm, temperatures, threshold)
+    below = {mode: float(entry["abstain_below"]) for mode, entry in calibration.items() if "abstain_below" in entry}
+    return Classifier(lm, read_task(folder), arm, temperatures, threshold, below)
 
 
 def read_task(folder: Path) -> Task:

@@ -14,7 +14,7 @@ from saywhy.lm.cache import Alone, Reading, batches, open_reading
 from saywhy.lm.encode import decode, part_ids, prompt_ids
 from saywhy.lm.generate import Leaving, Rules, Sampling, draws, write
 from saywhy.lm.score import Trie, score, trie_of
-from saywhy.metrics import apply_temperature, give_back_pruned
+from saywhy.metrics import apply_temperature, give_back_pruned, scale_of
 from saywhy.predict.folder import Classifier, check_mode
 from saywhy.progress import Advance, track
 from saywhy.prompts import Part, row_pieces, target
@@ -313,12 +313,32 @@ def _prediction(labels: Sequence[str], log_probs: Floats, pruned: float, tokens:
     return Prediction(best, named, tokens=tokens, strict=best, pruned=pruned)
 
 
-def calibrated(classifier: Classifier, predictions: Iterable[Prediction], mode: str) -> Iterator[Prediction]:
-    """Apply the temperature that was fitted on dev rows for a mode; labels stay as they are."""
-    temperature = classifier.temperatures.get("label" if mode == "explain" else mode, 1.0)
+def calibrated(
+    classifier: Classifier, predictions: Iterable[Prediction], mode: str, abstain_below: float | None = None
+) -> Iterator[Prediction]:
+    """Apply the temperature that was fitted on dev rows for a mode; labels stay as they are.
+
+    A prediction abstains where its label is then less likely than `abstain_below`, None for what the mode's own
+    calibration says. Ratings get their expectation.
+    """
+    entry = calibrated_as(mode)
+    temperature = classifier.temperatures.get(entry, 1.0)
+    below = classifier.abstain_below.get(entry, 0.0) if abstain_below is None else abstain_below
+    scale = scale_of(classifier.task.labels) if classifier.task.ordinal else None
     for prediction in predictions:
         names = list(prediction.probabilities)
         raw = np.array([[prediction.probabilities[name] for name in names]])
         whole = give_back_pruned(raw, np.array([prediction.pruned]), np.ones_like(raw, dtype=bool))
-        scaled = apply_temperature(whole, temperature)[0].tolist()
-        yield replace(prediction, probabilities=dict(zip(names, scaled, strict=True)))
+        scaled = apply_temperature(whole, temperature)[0]
+        probabilities = dict(zip(names, scaled.tolist(), strict=True))
+        yield replace(
+            prediction,
+            probabilities=probabilities,
+            expected=None if scale is None else float(scaled @ scale),
+            abstained=probabilities[prediction.label] < below,
+        )
+
+
+def calibrated_as(mode: str) -> str:
+    """Name the mode whose calibration holds: an explanation stands behind a label that the mode `label` gives."""
+    return "label" if mode == "explain" else mode

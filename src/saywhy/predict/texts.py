@@ -17,7 +17,7 @@ from saywhy.data import read_rows
 from saywhy.data.read import Table
 from saywhy.data.rows import make_rows
 from saywhy.predict.folder import Classifier, check_mode, load, recommended_in
-from saywhy.predict.modes import answer, calibrated
+from saywhy.predict.modes import answer, calibrated, calibrated_as
 from saywhy.records import Prediction, RequestError, Row, Task
 from saywhy.trees import Floats
 
@@ -31,11 +31,16 @@ class TextClassifier:
     """A loaded classifier as a function from texts to predictions.
 
     One text gives one `Prediction`, a sequence of texts a list. A text is a string, or a mapping of columns where the
-    task's text is a template.
+    task's text is a template. An answer abstains where its label is less likely than `abstain_below`; None is what the
+    mode was evaluated with.
     """
 
     classifier: Classifier
     mode: str
+    abstain_below: float | None = None
+
+    def __post_init__(self) -> None:
+        check_abstain_below(self.abstain_below)
 
     def __call__(self, texts: Text | Sequence[Text], mode: str | None = None) -> Prediction | list[Prediction]:
         if isinstance(texts, str | Mapping):
@@ -47,9 +52,14 @@ class TextClassifier:
         """The labels, in the order of the columns of `predict_proba`."""
         return self.classifier.task.labels
 
-    def predict(self, texts: Sequence[Text]) -> list[str]:
-        """Give a label for each text."""
-        return [prediction.label for prediction in self._ask(texts, self.mode)]
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a temperature was fitted for the mode that is asked."""
+        return calibrated_as(self.mode) in self.classifier.temperatures
+
+    def predict(self, texts: Sequence[Text]) -> list[str | None]:
+        """Give a label for each text, None where the answer abstains."""
+        return [None if prediction.abstained else prediction.label for prediction in self._ask(texts, self.mode)]
 
     def predict_proba(self, texts: Sequence[Text]) -> Floats:
         """Give calibrated probabilities: (texts, labels) float64, in the order of `classes_`."""
@@ -69,11 +79,20 @@ class TextClassifier:
 
     def rows(self, rows: Sequence[Row], title: str = "") -> list[Prediction]:
         """Answer rows, such as those of a file, with calibrated probabilities; with a `title` progress is shown."""
-        return list(calibrated(self.classifier, answer(self.classifier, rows, self.mode, title=title), self.mode))
+        return self._answer(rows, self.mode, title)
 
     def _ask(self, texts: Sequence[Text], mode: str) -> list[Prediction]:
-        rows = [text_row(self.classifier.task, text, str(at)) for at, text in enumerate(texts)]
-        return list(calibrated(self.classifier, answer(self.classifier, rows, mode), mode))
+        return self._answer([text_row(self.classifier.task, text, str(at)) for at, text in enumerate(texts)], mode)
+
+    def _answer(self, rows: Sequence[Row], mode: str, title: str = "") -> list[Prediction]:
+        found = answer(self.classifier, rows, mode, title=title)
+        return list(calibrated(self.classifier, found, mode, self.abstain_below))
+
+
+def check_abstain_below(probability: float | None) -> None:
+    """Refuse what is no probability."""
+    if probability is not None and not 0 <= probability <= 1:
+        raise RequestError(f"abstain_below is {probability}; it should be a probability from 0 to 1, such as 0.7")
 
 
 def text_row(task: Task, text: Text, name: str) -> Row:
@@ -112,10 +131,17 @@ def save(rows: Sequence[Row], predictions: Sequence[Prediction], path: Path) -> 
     store.write_table(path, pa.Table.from_pylist(records))
 
 
-def open_classifier(folder: str | Path, mode: str | None = None) -> TextClassifier:
-    """Load a model folder, or a run's recommended arm and mode, as a function from texts to predictions."""
+def open_classifier(
+    folder: str | Path, mode: str | None = None, abstain_below: float | None = None
+) -> TextClassifier:
+    """Load a model folder, or a run's recommended arm and mode, as a function from texts to predictions.
+
+    `abstain_below` is the least probability that the label of an answer may have; None for what the run was evaluated
+    with, 0 to answer every text.
+    """
+    check_abstain_below(abstain_below)  # before weights are loaded
     where, recommended = recommended_in(Path(folder))
     classifier = load(where)
     asked = mode or recommended or classifier.mode
     check_mode(classifier, asked)
-    return TextClassifier(classifier, asked)
+    return TextClassifier(classifier, asked, abstain_below)

@@ -23,6 +23,7 @@ from saywhy.report.story import System
 EXAMPLES = 10  # right answers shown, and wrong ones
 EXAMPLE_LENGTH = 600  # characters shown of a text or a reasoning
 LABEL_LENGTH = 60  # characters shown of a label in a table
+ANSWERED = (1.0, 0.9, 0.8, 0.5)  # shares of the rows to answer that the table of the surest rows has
 CLASSES = 20  # classes, and confusions, that a figure shows where there are more
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 UNDEFINED = Markup('<abbr title="undefined">–</abbr>')
@@ -56,6 +57,7 @@ def render(metrics: Mapping[str, Any], predictions: Mapping[str, Sequence[Mappin
         classes=_classes(metrics, headline.systems),
         confusions=[_confusion(metrics, one, index) for index, one in enumerate(_with_confusion(headline, known))],
         comparisons=_comparisons(metrics),
+        sureness=_sureness(headline.systems),
         training=story.training(metrics),
         curves=_curves(metrics),
         cost_figure=_cost_figure(known),
@@ -145,7 +147,16 @@ def _classes(metrics: Mapping[str, Any], pair: Sequence[System]) -> dict[str, An
     )
     title = f"F1 by class in percent: {' and '.join(one.key for one in shown)}"
     figure = figures.class_bars("classes", title, said, drawn, [one.tone for one in shown])
-    return {"systems": shown, "figure": figure, "drawn": len(drawn), "labels": metrics["task"]["labels"]}
+    recalls = [one for one in shown if (one.test or {}).get("recall_at_fpr")]
+    rates = list(next(iter((recalls[0].test or {})["recall_at_fpr"].values()))) if recalls else []
+    return {
+        "systems": shown,
+        "figure": figure,
+        "drawn": len(drawn),
+        "labels": metrics["task"]["labels"],
+        "recalls": recalls,
+        "rates": rates,
+    }
 
 
 def _mean_f1(row: figures.ClassBars) -> float:
@@ -198,6 +209,46 @@ def _comparisons(metrics: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]
     for row in sorted(metrics["comparisons"], key=lambda row: row["metric"] != "accuracy"):
         found.setdefault(row["metric"], []).append(row)
     return found
+
+
+def _sureness(pair: Sequence[System]) -> dict[str, Any] | None:
+    """Whether what the headline's systems are sure of is right, and what answering only the surest rows gives."""
+    # Label only comes first: it has the same colour everywhere.
+    shown = sorted(pair, key=lambda one: one.tone != "base")
+    tests = {one.key: one.test for one in shown if one.test and one.test.get("coverage")}
+    if not tests:
+        return None
+    shown = [one for one in shown if one.key in tests]
+    bins = {
+        key: [(100 * part["confidence"], 100 * part["right"]) for part in test["reliability"]]
+        for key, test in tests.items()
+    }
+    answered = {
+        key: sorted({(100 * one["coverage"], 100 * one["accuracy"]) for one in test["coverage"] if one["coverage"]})
+        for key, test in tests.items()
+    }
+    title = "Share of right answers over their probability, in percent, in bins of equally many test rows"
+    said = "; ".join(f"{key} (probability, right): {_pairs(points)}" for key, points in bins.items())
+    both = figures.ticks(min(min(point) for points in bins.values() for point in points), 100.0)
+    reliability = figures.curves("reliability", title, said, bins, both, both, even=True)
+    title = "Accuracy over the share of test rows that is answered, the surest first, in percent"
+    said = "; ".join(f"{key} (answered, accuracy): {_pairs(points)}" for key, points in answered.items())
+    least = min(accuracy for points in answered.values() for _, accuracy in points)
+    marks = (figures.ticks(0.0, 100.0), figures.ticks(least, 100.0, 4))
+    coverage = figures.curves("coverage", title, said, answered, *marks)
+    by_share = [{point["share"]: point for point in test["coverage"]} for test in tests.values()]
+    return {
+        "reliability": reliability,
+        "coverage": coverage,
+        "systems": shown,
+        "legend": [(figures.line_sample(index), one) for index, one in enumerate(shown)],
+        "rows": [(share, [points[share] for points in by_share]) for share in ANSWERED],
+        "abstaining": [one for one in shown if tests[one.key].get("abstained") is not None],
+    }
+
+
+def _pairs(points: Sequence[tuple[float, float]]) -> str:
+    return ", ".join(f"({x:.1f}, {y:.1f})" for x, y in points)
 
 
 def _curves(metrics: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -181,13 +181,29 @@ def matrix(key: str, title: str, description: str, labels: Sequence[str], counts
     return _svg(key, title, description, math.ceil(top + size * len(labels) + 4), parts, math.ceil(width))
 
 
-def curves(key: str, title: str, description: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    """Loss over steps, a line for each arm, in the order of `line_sample`."""
+def curves(
+    key: str,
+    title: str,
+    description: str,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    across: Sequence[float] = (),
+    up: Sequence[float] = (),
+    even: bool = False,
+) -> Markup:
+    """One figure over another, such as loss over steps: a line for each arm, in the order of `line_sample`.
+
+    `across` and `up` are the marks of the axes where those of the points will not do. `even` draws every point, and the
+    line on which both figures are equal.
+    """
     points = [point for line in lines.values() for point in line]
-    across = ticks(min(step for step, _ in points), max(step for step, _ in points))
-    up = ticks(min(0.0, *(loss for _, loss in points)), max(loss for _, loss in points), 4)
+    across = across or ticks(min(x for x, _ in points), max(x for x, _ in points))
+    up = up or ticks(min(0.0, *(y for _, y in points)), max(y for _, y in points), 4)
     height, place = 260, _scale(across[0], across[-1], 1.5, 98.5)
     parts = [_axis(across, place, height, height - 5)]
+    if even:
+        ends = (place(across[0]), place(across[-1]), _level(across[0], up, height), _level(across[-1], up, height))
+        equal = '<line class="zero" stroke-dasharray="3 4" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
+        parts.append(Markup(equal).format(*ends))
     for mark in up:
         y = _level(mark, up, height)
         parts.append(Markup('<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>').format(y))
@@ -195,10 +211,10 @@ def curves(key: str, title: str, description: str, lines: Mapping[str, Sequence[
     body = []
     for index, line in enumerate(lines.values()):
         kept = thin(line)
-        way = " ".join(f"{10 * float(place(step)[:-1]):.1f},{_level(loss, up, height):.1f}" for step, loss in kept)
-        if len(kept) == 1:
+        way = " ".join(f"{10 * float(place(x)[:-1]):.1f},{_level(y, up, height):.1f}" for x, y in kept)
+        for x, y in kept if even or len(kept) == 1 else ():
             spot = '<circle class="spot c{}" cx="{}" cy="{:.1f}" r="4"/>'
-            parts.append(Markup(spot).format(index % 6, place(kept[0][0]), _level(kept[0][1], up, height)))
+            parts.append(Markup(spot).format(index % 6, place(x), _level(y, up, height)))
         curve = '<polyline class="curve c{}" stroke-dasharray="{}" points="{}" vector-effect="non-scaling-stroke"/>'
         body.append(Markup(curve).format(index % 6, DASHES[index % 6], way))
     frame = '<svg x="0" y="0" width="100%" height="{0}" viewBox="0 0 1000 {0}" preserveAspectRatio="none">{1}</svg>'
