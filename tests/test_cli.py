@@ -20,7 +20,7 @@ import pytest
 
 import saywhy
 import toy
-from saywhy import cli, pipeline, store
+from saywhy import cli, evaluate, pipeline, store
 from saywhy.config import load as load_config
 from saywhy.predict import TextClassifier
 from saywhy.records import Prediction, RequestError
@@ -638,3 +638,36 @@ def test_real_rows_with_a_real_checkpoint(tmp_path: Path, printed: Said) -> None
         assert arm["train"]["curve"][-1][1] > 0
     assert cli.main(["predict", str(tmp_path / "run"), "i feel so alone tonight"]) == 0
     assert "i feel so alone tonight" in printed()[0]
+
+
+def test_a_budget_chooses_arm_mode_and_threshold_again(finished: toy.Done) -> None:
+    modes = [mode["dev"] for arm in finished.metrics["arms"].values() for mode in arm["modes"].values() if mode["dev"]]
+    least = min(scores["tokens_per_row"] for scores in modes)
+    assert saywhy.load(finished.folder, tokens_per_row=least + 0.01).mode == "label"
+    of_arm = saywhy.load(finished.folder / "both", tokens_per_row=1e9).classifier
+    places = [finished.folder / "predictions" / f"both-{mode}-dev.parquet" for mode in ("label", "reason")]
+    answers = [evaluate.load_answers(place, of_arm.task) for place in places]
+    metric = finished.metrics["recommended"]["metric"]
+    assert of_arm.arm == "both"
+    assert of_arm.threshold == evaluate.threshold_of(of_arm.task, *answers, metric, evaluate.Budget(tokens=1e9))
+    assert saywhy.load(finished.folder / "both", keep=1.0).mode in ("label", "reason", "adaptive")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--keep", "0"], "keep is 0.0; it should be a share above 0 and at most 1"),
+        (["--keep", "1.5"], "keep is 1.5"),
+        (["--tokens-per-row", "-1"], "tokens_per_row is -1.0; it should be a number of tokens above 0"),
+        (["--tokens-per-row", "9", "--keep", "0.9"], "two budgets; give one of them"),
+        (["--keep", "0.9", "--mode", "adaptive"], "a budget chooses the mode, and 'adaptive' is chosen already"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(finished: toy.Done, printed: Said, options: list[str], says: str) -> None:
+    assert says in refused(printed, "predict", finished.folder, TEXTS[0], *options)
+
+
+def test_a_budget_needs_a_run(finished: toy.Done, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder / "both", tmp_path / "both")
+    with pytest.raises(RequestError, match="is no finished run"):
+        saywhy.load(tmp_path / "both", keep=0.9)

@@ -59,6 +59,15 @@ def given_answers(
     return evaluate.collect(lambda _: [certain(by_letter[x], task, p, tokens=tokens) for x in labels], rows, task)
 
 
+def answered(said: Sequence[tuple[str, float]], gold: Sequence[str], tokens: float, prompt: float = 0.0) -> Answers:
+    """Answers of one system: a label with its probability a row, the rest shared by the others."""
+    rows = [Row(f"r{i}", "x", label) for i, label in enumerate(gold)]
+    shares = [{one: p if one == label else (1 - p) / 2 for one in TASK.labels} for label, p in said]
+    pairs = zip(said, shares, strict=True)
+    found = [Prediction(label, of_row, tokens=tokens, prompt_tokens=prompt) for (label, _), of_row in pairs]
+    return evaluate.collect(lambda _: found, rows, TASK)
+
+
 def shuffled(answers: Answers, seed: int) -> Answers:
     order = np.random.default_rng(seed).permutation(len(answers.ids)).tolist()
     columns: dict[str, Any] = {
@@ -113,6 +122,7 @@ def test_answers_survive_being_saved(tmp_path: Path) -> None:
             "probabilities",
             "reasoning",
             "tokens",
+            "prompt_tokens",
             "forced",
             "strict",
             "pruned",
@@ -716,45 +726,3 @@ def test_plain(value: object, expected: object) -> None:
     assert found == expected
     assert type(found) is type(expected)
     assert_plain(found)
-
-
-def answered(said: Sequence[tuple[str, float]], gold: Sequence[str], tokens: float) -> Answers:
-    """Answers of one system: a label with its probability a row, the rest shared by the others."""
-    rows = [Row(f"r{i}", "x", label) for i, label in enumerate(gold)]
-    shares = [{one: p if one == label else (1 - p) / 2 for one in TASK.labels} for label, p in said]
-    found = [Prediction(label, of_row, tokens=tokens) for (label, _), of_row in zip(said, shares, strict=True)]
-    return evaluate.collect(lambda _: found, rows, TASK)
-
-
-GOLD = ("sad", "glad", "mad", "sad", "glad", "mad", "sad", "glad")
-# Right where it is sure, wrong on the four rows below; the other system is right on three of those four.
-SURE = answered(
-    [("sad", 0.95), ("glad", 0.9), ("mad", 0.85), ("sad", 0.8),
-     ("sad", 0.7), ("sad", 0.6), ("mad", 0.5), ("mad", 0.4)], GOLD, 10.0,
-)  # fmt: skip
-WORDY = answered(
-    [("mad", 0.9), ("glad", 0.9), ("mad", 0.9), ("sad", 0.9),
-     ("sad", 0.9), ("mad", 0.9), ("sad", 0.9), ("glad", 0.9)], GOLD, 40.0,
-)  # fmt: skip
-
-
-def rows_reasoned(threshold: float) -> int:
-    temperature = evaluate.temperature_of(TASK, SURE)
-    shares = metrics.apply_temperature(np.array(SURE.probabilities), temperature)
-    return int((shares.max(1) < threshold).sum())
-
-
-@pytest.mark.parametrize(
-    ("keep", "tokens", "reasoned"),
-    # label 4 of 8 right, reason 6, the last k rows reasoned: 5, 6, 7 right for k = 1, 2, 3, then 7 until the first row.
-    [(0.5, None, 1), (0.51, None, 2), (1.0, None, 2), (0.95, 9.0, 0), (0.95, 15.0, 1), (0.95, 24.9, 2), (0.95, 25.0, 3),
-     (0.1, 1e9, 3)],
-)  # fmt: skip
-def test_a_threshold_keeps_the_gain_or_the_budget(keep: float, tokens: float | None, reasoned: int) -> None:
-    threshold = evaluate.threshold_of(TASK, SURE, WORDY, "accuracy", keep, tokens)
-    assert rows_reasoned(threshold) == reasoned
-
-
-def test_without_a_gain_no_row_is_reasoned() -> None:
-    assert evaluate.threshold_of(TASK, WORDY, SURE, "accuracy", 0.95, None) == 0.0
-    assert evaluate.threshold_of(TASK, SURE, SURE, "macro_f1", 0.95, None) == 0.0

@@ -299,7 +299,7 @@ def test_adaptive_reasons_below_the_threshold_that_dev_chose(finished: toy.Done)
     task = predict.read_task(finished.folder / "both")
     of_dev = [answers(finished, f"both/{mode}", "dev") for mode in ("label", "reason")]
     threshold = saved["adaptive"]["threshold"]
-    assert threshold == evaluate.threshold_of(task, *of_dev, finished.config.recommend_by, 0.95, None)
+    assert threshold == evaluate.threshold_of(task, *of_dev, finished.config.recommend_by, evaluate.Budget())
     label, reason, adaptive = (answers(finished, f"both/{mode}") for mode in ("label", "reason", "adaptive"))
     sure = metrics.apply_temperature(np.array(label.probabilities), saved["label"]["temperature"]).max(1)
     for at, confident in enumerate(sure):

@@ -128,6 +128,12 @@ def predict(
         float | None,
         typer.Option("--abstain-below", help="the least probability of a label, 0 to 1; default: the run's own"),
     ] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="budget: this share of reasoning's gain on dev, such as 0.9, at the least cost")
+    ] = None,
+    tokens_per_row: Annotated[
+        float | None, typer.Option("--tokens-per-row", help="budget: at most so many computed tokens a row on average")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
     """Classify texts, or the rows of a file."""
@@ -138,7 +144,7 @@ def predict(
     if output is not None and output.suffix not in (".parquet", ".jsonl"):
         raise RequestError(f"--output {output}: the name should end in .parquet or .jsonl")
     _quiet()
-    classifier = room.open_classifier(folder, mode, abstain_below)
+    classifier = room.open_classifier(folder, mode, abstain_below, keep=keep, tokens_per_row=tokens_per_row)
     if not classifier.is_calibrated:
         print(
             f"the probabilities of mode {classifier.mode} are not calibrated; a run with that mode in "

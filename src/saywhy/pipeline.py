@@ -228,7 +228,7 @@ def _identity(rule: checks.Check) -> str:
 
 def _teacher(this: Run, name: str, explainer: Made | None) -> Teacher:
     config, data = this.config, this.data
-    sampling, budget = config.reasonings.sampling, config.evaluate.batch_tokens
+    sampling, budget = config.reasonings.sampling, config.evaluate.max_tokens_in_flight
     if name == "reasoner" and explainer is not None:
         return reasoner.teacher(explainer.folder, sampling, config.seed, budget)
     if name == "base":
@@ -339,6 +339,7 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Pat
         reasonings=reasonings.summary(written.folder) if written else None,
         notes=notes,
         abstain_below=config.evaluate.abstain_below,
+        tokens=config.evaluate.budget.tokens_per_row,
     )
     store.write_json(this.folder / "metrics.json", document)
     return this.folder / "metrics.json"
@@ -365,9 +366,11 @@ def _modes(config: Config, arm: str) -> list[str]:
 
 def _fit_threshold(this: Run, name: str, ask: Ask, fitted: dict[str, dict[str, float]]) -> list[str]:
     """Choose on dev when the mode adaptive reasons, and say so where it never does."""
-    task, wanted = this.data.task, this.config.evaluate.adaptive
+    task, wanted = this.data.task, this.config.evaluate.budget
     label, reason = (ask(mode, "dev", this.data.dev) for mode in ("label", "reason"))
-    threshold = evaluate.threshold_of(task, label, reason, this.config.recommend_by, wanted.keep, wanted.tokens)
+    threshold = evaluate.threshold_of(
+        task, label, reason, this.config.recommend_by, evaluate.Budget(wanted.keep, wanted.tokens_per_row)
+    )
     fitted["label"] = {"temperature": evaluate.temperature_of(task, label)}
     fitted["adaptive"] = {"temperature": 1.0, "threshold": threshold}
     if threshold:
@@ -396,7 +399,7 @@ def _answers(
         facts = {"cut": too_long(model, rows)}
 
         def ask(some: Sequence[Row]) -> list[Prediction]:
-            return answer(model, some, mode, asked.batch_tokens, name, asked.prune)
+            return answer(model, some, mode, asked.max_tokens_in_flight, name, asked.prune)
 
         evaluate.answer(ask, rows, path, this.data.task, stamp, facts)
         store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "done"})

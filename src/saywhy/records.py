@@ -88,7 +88,8 @@ class Prediction:
     """One answer of a classifier.
 
     `probabilities` follows `task.labels` (or the row's choices) and sums to 1. `reasoning` is None in modes that write
-    none. `tokens` counts computed tokens, shared ones once. `forced` says that the limit ended the reasoning; `strict`
+    none. `tokens` counts computed tokens, shared ones once, and `prompt_tokens`
+    those of them that stand before the first cue. `forced` says that the limit ended the reasoning; `strict`
     is the label that strict reading of the written text gives, None where it gives none. `pruned` bounds the
     probability mass that scoring left out. `expected` is the expected rating where labels are a scale. `abstained` says
     that the label, though the likeliest, is less likely than was asked for. Both are set once probabilities are
@@ -99,6 +100,7 @@ class Prediction:
     probabilities: Mapping[str, float]
     reasoning: str | None = None
     tokens: float = 0.0
+    prompt_tokens: float = 0.0
     forced: bool = False
     strict: str | None = None
     pruned: float = 0.0

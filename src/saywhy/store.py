@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from saywhy.records import RequestError, WorkError
 
 # The number goes up when a stage's outputs change their form or meaning: what an older version wrote is then redone.
-FORMATS = {"base": 1, "reasoner": 1, "reasonings": 1, "classifier": 1, "predictions": 1}
+FORMATS = {"base": 1, "reasoner": 1, "reasonings": 1, "classifier": 1, "predictions": 2}
 
 MARKER = ".saywhy"
 LOCK = ".lock"

@@ -405,21 +405,25 @@ class Classifier(Settings):
         return arms
 
 
-class Adaptive(Settings):
-    """When the mode adaptive reasons: below a confidence that the dev rows choose."""
+class Budget(Settings):
+    """What an answer may cost: it chooses arm and mode on dev, and where the mode adaptive reasons."""
 
-    keep: float = Field(default=0.95, gt=0, le=1, description="share of what reasoning gains on dev that is to be kept")
-    tokens: float | None = Field(
+    keep: float = Field(
+        default=0.95, gt=0, le=1, description="share of what reasoning gains on dev that adaptive has to keep"
+    )
+    tokens_per_row: float | None = Field(
         default=None,
         gt=0,
-        description="tokens a row that may be computed; the best on dev within them, whatever keep is",
+        description="tokens a row that may be computed on average; the best on dev within them, whatever keep is",
     )
 
 
 class Evaluate(Settings):
     """How the arms are asked."""
 
-    batch_tokens: int = Field(default=8192, ge=16, description="tokens asked at once; ours: bounds memory only")
+    max_tokens_in_flight: int = Field(
+        default=16384, ge=16, description="tokens asked at once; ours: bounds memory only"
+    )
     prune: float = Field(
         default=1e-4, ge=0, le=1, description="leave a label whose beginning is so much less likely than the best label"
     )
@@ -431,7 +435,7 @@ class Evaluate(Settings):
         default=None,
         description="only these modes, where an arm was taught them; null: all but vote and ensemble, which cost more",
     )
-    adaptive: Adaptive = Adaptive()
+    budget: Budget = Budget()
     abstain_below: float | None = Field(
         default=None,
         ge=0,

@@ -7,6 +7,7 @@ figure is computed from saved answers, so that it can be computed again without 
 from __future__ import annotations
 
 from saywhy.evaluate.answers import Answers, answer, collect, load_answers, save_answers
+from saywhy.evaluate.choice import Budget, recommend, threshold_of, within
 from saywhy.evaluate.floors import floor_answers, linear, majority
 from saywhy.evaluate.judge import (
     compare,
@@ -14,14 +15,13 @@ from saywhy.evaluate.judge import (
     floor_scores,
     metrics_json,
     plain,
-    recommend,
     score,
-    temperature_of,
-    threshold_of,
 )
+from saywhy.evaluate.measured import temperature_of
 
 __all__ = [
     "Answers",
+    "Budget",
     "answer",
     "collect",
     "compare",
@@ -38,4 +38,5 @@ __all__ = [
     "score",
     "temperature_of",
     "threshold_of",
+    "within",
 ]

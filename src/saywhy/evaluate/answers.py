@@ -26,6 +26,7 @@ COLUMNS = (
     ("probabilities", "probabilities", pa.list_(pa.float64())),
     ("reasoning", "reasonings", pa.string()),
     ("tokens", "tokens", pa.float64()),
+    ("prompt_tokens", "prompt_tokens", pa.float64()),
     ("forced", "forced", pa.bool_()),
     ("strict", "strict", pa.string()),
     ("pruned", "pruned", pa.float64()),
@@ -48,6 +49,7 @@ class Answers:
     probabilities: tuple[tuple[float, ...], ...]
     reasonings: tuple[str | None, ...]
     tokens: tuple[float, ...]
+    prompt_tokens: tuple[float, ...]
     forced: tuple[bool, ...]
     strict: tuple[str | None, ...]
     pruned: tuple[float, ...]
@@ -85,6 +87,7 @@ def collect(predict: PredictRows, rows: Sequence[Row], task: Task) -> Answers:
         probabilities=tuple(_in_order(task, *pair) for pair in zip(rows, predictions, strict=True)),
         reasonings=tuple(prediction.reasoning for prediction in predictions),
         tokens=tuple(float(prediction.tokens) for prediction in predictions),
+        prompt_tokens=tuple(float(prediction.prompt_tokens) for prediction in predictions),
         forced=tuple(bool(prediction.forced) for prediction in predictions),
         strict=tuple(prediction.strict for prediction in predictions),
         pruned=tuple(float(prediction.pruned) for prediction in predictions),

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from saywhy import store
+from saywhy.evaluate import Budget, load_answers, recommend, within
 from saywhy.lm import LM
 from saywhy.lm.cache import Trunk, read_trunk
 from saywhy.lm.folder import load as load_folder
@@ -71,18 +72,51 @@ def read_task(folder: Path) -> Task:
     return Task(**{**saved, "labels": tuple(saved["labels"])})
 
 
-def recommended_in(folder: Path) -> tuple[Path, str | None]:
-    """Give the model folder to load and, for a run, the mode it recommends. Raises RequestError where there is none."""
+@dataclass(frozen=True)
+class Choice:
+    """A model folder, the mode to ask it in, and adaptive's threshold; None where the folder itself decides."""
+
+    folder: Path
+    mode: str | None = None
+    threshold: float | None = None
+
+
+def recommended_in(folder: Path, budget: Budget | None = None) -> Choice:
+    """Give the model folder to load and, for a run, the mode it recommends.
+
+    Under a `budget` of its own the choice is made again, from the run's answers to its dev split: among all arms, or
+    for an arm's folder among its modes. Raises RequestError where there is nothing to choose from.
+    """
     if not folder.is_dir():
         raise RequestError(f"{folder}: there is no such folder; name a run or one of its arms")
-    if (folder / "prompt.json").exists():
-        return folder, None
+    is_model = (folder / "prompt.json").exists()
+    if budget is not None:
+        return _within(folder.parent if is_model else folder, folder.name if is_model else None, budget)
+    if is_model:
+        return Choice(folder)
     if not (folder / "metrics.json").exists():
         raise RequestError(f"{folder} is neither a model folder (prompt.json) nor a finished run (metrics.json)")
     recommended = store.read_json(folder / "metrics.json")["recommended"]
     if recommended is None:
         raise RequestError(f"{folder} recommends no arm; name the folder of one")
-    return folder / recommended["arm"], recommended["mode"]
+    return Choice(folder / recommended["arm"], recommended["mode"])
+
+
+def _within(run: Path, arm: str | None, budget: Budget) -> Choice:
+    """Choose on dev again: the arm (or this one), its mode, and where adaptive reasons."""
+    if not (run / "metrics.json").exists():
+        raise RequestError(f"{run} is no finished run (metrics.json), and its answers to dev are what a budget needs")
+    document = store.read_json(run / "metrics.json")
+    arms = {name: entry for name, entry in document["arms"].items() if arm in (None, name)}
+    names = [f"{name}/{mode}" for name, one in arms.items() for mode, scores in one["modes"].items() if scores["dev"]]
+    if not names or document["recommended"] is None:
+        raise RequestError(f"{run}: no answers to a dev split, so nothing tells what a budget buys; leave it out")
+    task, metric = read_task(run / names[0].partition("/")[0]), document["recommended"]["metric"]
+    saved = {name: load_answers(run / "predictions" / f"{name.replace('/', '-')}-dev.parquet", task) for name in names}
+    dev, thresholds = within(task, saved, metric, budget)
+    kinds = {name: entry["arm"] for name, entry in arms.items() if "arm" in entry}
+    chosen = recommend(task, dev, metric, kinds=kinds, tokens=budget.tokens)
+    return Choice(run / chosen["arm"], chosen["mode"], thresholds.get(chosen["arm"]))
 
 
 def check_mode(classifier: Classifier, mode: str) -> None:

@@ -111,6 +111,7 @@ def _asked(
     # A row is held with all that may be written behind it.
     lengths = [max(1, way.texts) * (len(head) + len(cue) + bool(way.texts) * lm.encoder.prompt.limit) for head in heads]
     found: dict[int, Prediction] = {}
+    known = 0 if trunk is None else len(trunk.ids)
     for places in batches(lengths, budget if lm.reads_trees else 0):
         reading = open_reading(lm.model, trunk, [np.append(heads[at], cue) for at in places])
         batch = Batch(
@@ -124,7 +125,9 @@ def _asked(
         )
         answers = way.ask(batch)
         advance(len(places), sum(a.tokens for a in answers), "")
-        found |= zip(places, answers, strict=True)
+        prompts = [part + len(head) - known for head in batch.heads]
+        for at, prompt, one in zip(places, prompts, answers, strict=True):
+            found[at] = replace(one, prompt_tokens=prompt)
     return [found[at] for at in range(len(rows))]
 
 

@@ -16,6 +16,7 @@ from saywhy.config import DataConfig, TaskConfig
 from saywhy.data import read_rows
 from saywhy.data.read import Table
 from saywhy.data.rows import make_rows
+from saywhy.evaluate import Budget
 from saywhy.predict.folder import Classifier, check_mode, load, recommended_in
 from saywhy.predict.modes import answer, calibrated, calibrated_as
 from saywhy.records import Prediction, RequestError, Row, Task
@@ -132,16 +133,40 @@ def save(rows: Sequence[Row], predictions: Sequence[Prediction], path: Path) -> 
 
 
 def open_classifier(
-    folder: str | Path, mode: str | None = None, abstain_below: float | None = None
+    folder: str | Path,
+    mode: str | None = None,
+    abstain_below: float | None = None,
+    *,
+    keep: float | None = None,
+    tokens_per_row: float | None = None,
 ) -> TextClassifier:
     """Load a model folder, or a run's recommended arm and mode, as a function from texts to predictions.
 
     `abstain_below` is the least probability that the label of an answer may have; None for what the run was evaluated
-    with, 0 to answer every text.
+    with, 0 to answer every text. `keep` and `tokens_per_row` are a budget of one's own: the share of reasoning's gain
+    on dev that mode `adaptive` has to keep, or the tokens a row that may be computed on average. Arm and mode are then
+    chosen again on the run's answers to dev.
     """
     check_abstain_below(abstain_below)  # before weights are loaded
-    where, recommended = recommended_in(Path(folder))
-    classifier = load(where)
-    asked = mode or recommended or classifier.mode
+    chosen = recommended_in(Path(folder), _budget(keep, tokens_per_row, mode))
+    classifier = load(chosen.folder)
+    asked = mode or chosen.mode or classifier.mode
     check_mode(classifier, asked)
+    if chosen.threshold is not None:
+        classifier = replace(classifier, threshold=chosen.threshold)
     return TextClassifier(classifier, asked, abstain_below)
+
+
+def _budget(keep: float | None, tokens_per_row: float | None, mode: str | None) -> Budget | None:
+    """Check a budget. Raises RequestError for one that cannot be, or beside a mode: a budget chooses that."""
+    if keep is None and tokens_per_row is None:
+        return None
+    if keep is not None and tokens_per_row is not None:
+        raise RequestError("keep and tokens_per_row are two budgets; give one of them")
+    if mode is not None:
+        raise RequestError(f"a budget chooses the mode, and {mode!r} is chosen already; give one of the two")
+    if keep is not None and not 0 < keep <= 1:
+        raise RequestError(f"keep is {keep}; it should be a share above 0 and at most 1, such as 0.9")
+    if tokens_per_row is not None and not tokens_per_row > 0:
+        raise RequestError(f"tokens_per_row is {tokens_per_row}; it should be a number of tokens above 0")
+    return Budget(Budget.keep if keep is None else keep, tokens_per_row)
