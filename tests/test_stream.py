@@ -573,6 +573,12 @@ def test_what_changed_is_answered_again_and_nothing_else(
     assert not hidden(output).exists()
 
 
+def test_a_moved_input_is_the_same_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, output = write_table(tmp_path / "in.csv"), tmp_path / "out.csv"
+    half(folder, given, output, monkeypatch)
+    assert len(answered(folder, given.rename(tmp_path / "moved.csv"), output).asked) == 1
+
+
 def test_a_broken_part_is_answered_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given, output = write_table(tmp_path / "in.csv"), tmp_path / "out.csv"
     half(folder, given, output, monkeypatch)

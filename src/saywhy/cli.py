@@ -132,11 +132,13 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
-    """Classify texts, or the rows of a file.
+    """Classify texts, or the rows of a file of any length.
 
-    A file may be of any length. The output has all columns of the input and behind them label, probability,
-    probabilities, reasoning, tokens, forced, pruned. Where the input has a column of such a name, those of the answer
-    begin with predicted_: predicted_label. Stopped or killed, the same command goes on.
+    The output has all columns of the input, then label, probability, probabilities, reasoning, tokens, forced, pruned.
+
+    Where the input has a column of such a name, those of the answer begin with predicted_: predicted_label.
+
+    Stopped or killed, the same command goes on.
     """
     from saywhy import predict as room
 
