@@ -430,12 +430,15 @@ def test_predict_reads_and_writes_files(finished: toy.Done, tmp_path: Path, prin
             command = ["predict", arm, "--input", tmp_path / source, "--output", tmp_path / target]
             assert cli.main([str(one) for one in command]) == 0
             assert "24 answers" in printed()[0]
-    written = store.read_table(tmp_path / "out.parquet").to_pylist()
-    lines = [json.loads(line) for line in (tmp_path / "deep" / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+        (tmp_path / "out.parquet").rename(tmp_path / ("first.parquet" if source == "rows.csv" else "last.parquet"))
+        (tmp_path / "deep" / "out.jsonl").rename(tmp_path / "last.jsonl")
+    written = store.read_table(tmp_path / "last.parquet").to_pylist()
+    lines = [json.loads(line) for line in (tmp_path / "last.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["label"] for row in written] == [row["label"] for row in lines] == expected
     assert [row["text"] for row in written] == [row["text"] for row in rows]
-    assert written[0]["labels"] == list(toy.LABELS)
-    assert lines[0]["probabilities"] == pytest.approx(dict(zip(toy.LABELS, written[0]["probabilities"], strict=True)))
+    assert [row["other"] for row in store.read_table(tmp_path / "first.parquet").to_pylist()] == ["x"] * 24
+    assert list(written[0]["probabilities"]) == list(toy.LABELS)
+    assert lines[0]["probabilities"] == pytest.approx(written[0]["probabilities"])
     assert lines[0]["reasoning"]
 
 
@@ -502,7 +505,7 @@ def test_predict_refuses_what_it_cannot_do(finished: toy.Done, tmp_path: Path, p
     assert "no such folder" in refused(printed, "predict", tmp_path / "none", "x")
     assert "neither a model folder" in refused(printed, "predict", tmp_path, "x")
     assert "texts or --input" in refused(printed, "predict", run)
-    assert ".parquet or .jsonl" in refused(printed, "predict", run, "x", "-o", tmp_path / "out.csv")
+    assert "takes the rows of --input" in refused(printed, "predict", run, "x", "-o", tmp_path / "out.csv")
     assert "no such file" in refused(printed, "predict", run, "--input", tmp_path / "none.csv")
     (tmp_path / "rows.csv").write_text("body\nit purrs\n", encoding="utf-8")
     message = refused(printed, "predict", run, "--input", tmp_path / "rows.csv")

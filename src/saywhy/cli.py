@@ -119,8 +119,14 @@ def report(folder: Annotated[Path, typer.Argument(help="a finished run", show_de
 def predict(
     folder: Annotated[Path, typer.Argument(help="a run or the folder of an arm", show_default=False)],
     texts: Annotated[list[str] | None, typer.Argument(help="texts to classify", show_default=False)] = None,
-    source: Annotated[str | None, typer.Option("--input", help="a file with the columns that training read")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="a .parquet or .jsonl file")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--input", help="csv, tsv, jsonl, parquet, a folder or a hub id, with the columns training read"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="where the rows of --input go: .csv, .tsv, .jsonl or .parquet")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file at --output")] = False,
     mode: Annotated[
         str | None, typer.Option(help="label, reason, explain, vote, ensemble, adaptive; default: the recommended one")
     ] = None,
@@ -136,13 +142,25 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
-    """Classify texts, or the rows of a file."""
+    """Classify texts, or the rows of a file of any length.
+
+    The output has all columns of the input, then label, probability, probabilities, expected (ratings),
+    abstained, reasoning, tokens, forced, pruned.
+
+    Where the input has a column of such a name, those of the answer begin with predicted_: predicted_label.
+
+    Stopped or killed, the same command goes on.
+    """
     from saywhy import predict as room
 
     if (source is None) == (not texts):
         raise RequestError("predict takes either texts or --input FILE; give one of them")
-    if output is not None and output.suffix not in (".parquet", ".jsonl"):
-        raise RequestError(f"--output {output}: the name should end in .parquet or .jsonl")
+    if output is not None:
+        if source is None:
+            raise RequestError(
+                "--output takes the rows of --input; answers to texts are printed, with --json for programs"
+            )
+        room.check_output(source, output, overwrite)
     _quiet()
     classifier = room.open_classifier(folder, mode, abstain_below, keep=keep, tokens_per_row=tokens_per_row)
     if not classifier.is_calibrated:
@@ -151,20 +169,21 @@ def predict(
             "evaluate.modes fits a temperature for it on dev rows",
             file=sys.stderr,
         )
+    if source is not None and output is not None:
+        count = room.answer_file(classifier, source, output, overwrite)
+        print(f"{count} answers are in {output}")
+        return
     if source is not None:
-        rows = room.rows_of(classifier.classifier, source)
+        answers = room.answer_source(classifier, source)
     else:
         rows = [room.text_row(classifier.classifier.task, text, str(at)) for at, text in enumerate(texts or ())]
-    found = classifier.rows(rows, "predict" if len(rows) > room.SHOW_PROGRESS_FROM else "")
-    if output is not None:
-        room.save(rows, found, output)
-        unsure = sum(prediction.abstained for prediction in found)
-        print(f"{len(found)} answers are in {output}" + (f", {unsure} of them abstain" if unsure else ""))
-    elif as_json:
-        for row, prediction in zip(rows, found, strict=True):
-            print(json.dumps({"id": row.id, **asdict(prediction)}, ensure_ascii=False))
+        found = classifier.rows(rows, "predict" if len(rows) > room.SHOW_PROGRESS_FROM else "")
+        answers = zip(rows, found, strict=True)
+    if as_json:
+        for row, prediction in answers:
+            print(json.dumps({"id": row.id, **asdict(prediction)}, ensure_ascii=False), flush=True)
     else:
-        _show(zip([row.text for row in rows], found, strict=True))
+        _show((row.text, prediction) for row, prediction in answers)
 
 
 @app.command()

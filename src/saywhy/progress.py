@@ -16,8 +16,11 @@ Advance = Callable[[int, float, str], None]
 
 
 @contextmanager
-def track(title: str, total: int, unit: str, show: bool = True) -> Iterator[Advance]:
-    """Give a function `advance(done, tokens, note)` that counts `done` of `total` units and the tokens they took."""
+def track(title: str, total: int | None, unit: str, show: bool = True) -> Iterator[Advance]:
+    """Give a function `advance(done, tokens, note)` that counts `done` of `total` units and the tokens they took.
+
+    Where nobody knows `total`, it is None, and lines tell how many units are done.
+    """
     if not show:
         yield lambda done, tokens, note: None
     elif sys.stderr.isatty():
@@ -45,21 +48,22 @@ def _bar(unit: str) -> Progress:
     )
 
 
-def _on_terminal(progress: Progress, title: str, total: int) -> Advance:
+def _on_terminal(progress: Progress, title: str, total: int | None) -> Advance:
     bar = progress.add_task(title, total=total, rate="", note="")
     began = time.monotonic()
-    seen = 0.0
+    count, seen = 0, 0.0
 
     def advance(done: int, tokens: float, note: str) -> None:
-        nonlocal seen
-        seen += tokens
-        rate = seen / max(time.monotonic() - began, 1e-9)
-        progress.update(bar, advance=done, rate=f"{rate:,.0f} tokens/s" if seen else "", note=note)
+        nonlocal count, seen
+        count, seen = count + done, seen + tokens
+        took = max(time.monotonic() - began, 1e-9)
+        rate = f"{seen / took:,.0f} tokens/s" if seen else f"{count / took:,.0f}/s"
+        progress.update(bar, advance=done, rate=rate, note=note)
 
     return advance
 
 
-def _in_lines(title: str, total: int, unit: str) -> Advance:
+def _in_lines(title: str, total: int | None, unit: str) -> Advance:
     began = last = time.monotonic()
     count, seen = 0, 0.0
 
@@ -67,11 +71,14 @@ def _in_lines(title: str, total: int, unit: str) -> Advance:
         nonlocal count, seen, last
         count, seen = count + done, seen + tokens
         now = time.monotonic()
-        if count < total and now - last < SECONDS_BETWEEN_LINES:
+        if (total is None or count < total) and now - last < SECONDS_BETWEEN_LINES:
             return
         last, took = now, max(now - began, 1e-9)
-        left = took / max(count, 1) * (total - count)
         rate = f", {seen / took:,.0f} tokens/s" if seen else ""
-        say(f"{title}: {count} of {total} {unit}{rate}, {took:.0f} s, {left:.0f} s left {note}".rstrip())
+        if total is None:
+            say(f"{title}: {count} {unit}{rate}, {took:.0f} s {note}".rstrip())
+        else:
+            left = took / max(count, 1) * (total - count)
+            say(f"{title}: {count} of {total} {unit}{rate}, {took:.0f} s, {left:.0f} s left {note}".rstrip())
 
     return advance

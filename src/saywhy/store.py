@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from saywhy.records import RequestError, WorkError
 
 # The number goes up when a stage's outputs change their form or meaning: what an older version wrote is then redone.
-FORMATS = {"base": 1, "reasoner": 1, "reasonings": 1, "classifier": 1, "predictions": 2}
+FORMATS = {"base": 1, "reasoner": 1, "reasonings": 1, "classifier": 1, "predictions": 2, "answers": 1}
 
 MARKER = ".saywhy"
 LOCK = ".lock"
@@ -99,7 +99,7 @@ def sha256_folder(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Replace a file by this text in UTF-8, line ends as they are; WorkError where it cannot be written."""
     content = text.encode("utf-8", "backslashreplace")
-    _write(path, lambda file: file.write(content))
+    write_file(path, lambda file: file.write(content))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -120,7 +120,7 @@ def write_table(path: Path, table: pa.Table, stamp: str = "", extra: Mapping[str
     # Bytes, as the keys that a table read from a file brings: the older stamp is replaced, not doubled.
     ours = {b"saywhy.stamp": stamp.encode(), b"saywhy.extra": facts.encode()}
     stamped = table.replace_schema_metadata({**(table.schema.metadata or {}), **ours})
-    _write(path, lambda file: pq.write_table(stamped, file))
+    write_file(path, lambda file: pq.write_table(stamped, file))
 
 
 def read_table(path: Path) -> pa.Table:
@@ -173,8 +173,11 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Fill a temporary file in the same folder, force it to the disk and rename it onto its place."""
+def write_file(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Let `fill` write a temporary file in the same folder, force it to the disk and rename it onto its place.
+
+    WorkError where it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
     with _work_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

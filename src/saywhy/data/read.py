@@ -20,6 +20,8 @@ Records = Iterator[tuple[str, Record]]
 USUAL_PARTS = {"train": ("train",), "dev": ("validation", "dev", "val", "valid"), "test": ("test",)}
 _SHARD = re.compile(r"(?P<part>.+)-\d{5}-of-\d{5}")
 _BATCH = 1000
+# A quote that is never closed makes one field of all that follows: so long a field is refused before memory is full.
+_LONGEST_FIELD = 2**24
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,15 @@ class Table:
     """An opened source.
 
     `records` gives each record once, with its place ("train.csv, line 7"). `label_names` has the names of integer
-    columns, where the source knows them. `other_parts` are those that the source has besides.
+    columns, where the source knows them. `other_parts` are those that the source has besides. `schema` is the Arrow
+    schema of the records, None where the source has no types (CSV, JSONL).
     """
 
     name: str
     records: Records
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     other_parts: tuple[str, ...] = ()
+    schema: Any = None
 
 
 def open_table(written: str, folder: Path, role: str = "") -> Table:
@@ -106,11 +110,14 @@ def _csv_lines(path: Path, delimiter: str) -> Records:
     while True:
         # A quoted field may hold line breaks: a record stands where it begins.
         place = f"{path}, line {reader.line_num + 1}"
+        usual = csv.field_size_limit(_LONGEST_FIELD)
         try:
             values = next(reader, None)
         except csv.Error as error:
             hint = 'a field that holds a quote is quoted, with "" for each quote inside'
             raise RequestError(f"{place}: {error}; {hint}") from error
+        finally:
+            csv.field_size_limit(usual)
         if values is None:
             return
         if not values:
@@ -139,6 +146,7 @@ def _open_parquet(path: Path) -> Table:
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise RequestError(f"{path}: this is not a Parquet file that can be read: {error}") from error
+    _checked_header(file.schema_arrow.names, str(path))
     names = _names_in_metadata((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
 
     def records() -> Records:
@@ -148,10 +156,10 @@ def _open_parquet(path: Path) -> Table:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", record
-        except (pyarrow.ArrowInvalid, OSError) as error:
+        except (pyarrow.ArrowInvalid, OSError, ValueError, OverflowError) as error:
             raise RequestError(f"{path}, after row {number}: cannot be read: {error}") from error
 
-    return Table(str(path), records(), names)
+    return Table(str(path), records(), names, schema=file.schema_arrow)
 
 
 def _names_in_metadata(metadata: bytes) -> dict[str, tuple[str, ...]]:
@@ -179,7 +187,21 @@ def _open_folder(path: Path, part: str | None, role: str) -> Table:
         raise RequestError(f"{path}: '{part}' could be {' or '.join(file.name for file in chosen)}; name the file")
     tables = [_open_file(file) for file in chosen]
     records = (item for table in tables for item in table.records)
-    return Table(f"{path}:{part}", records, tables[0].label_names, tuple(name for name in files if name != part))
+    others = tuple(name for name in files if name != part)
+    return Table(f"{path}:{part}", records, tables[0].label_names, others, _one_schema(f"{path}:{part}", tables))
+
+
+def _one_schema(name: str, tables: Sequence[Table]) -> Any:
+    """Give the schema that holds the records of every shard, None where one of them has none."""
+    import pyarrow
+
+    schemas = [table.schema for table in tables]
+    if None in schemas:
+        return None
+    try:
+        return pyarrow.unify_schemas(schemas, promote_options="permissive")
+    except pyarrow.ArrowException as error:
+        raise RequestError(f"{name}: its files do not have the same columns: {error}") from error
 
 
 def _open_saved(path: Path, part: str | None, role: str) -> Table:
@@ -226,7 +248,7 @@ def _from_datasets(loaded: Any, name: str, part: str | None, role: str) -> Table
                 number += 1
                 yield f"{name}, row {number}", record
 
-    return Table(name, records(), names, others)
+    return Table(name, records(), names, others, loaded.features.arrow_schema)
 
 
 def _choose(names: Sequence[str], part: str | None, role: str, where: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +153,13 @@ def make_rows(
     if not rows:
         raise RequestError(f"{table.name}: there are no rows")
     return rows, reasonings
+
+
+def rows_to_predict(table: Table, task: TaskConfig) -> Iterator[tuple[Record, Row]]:
+    """Give each record with its row, which has no label and the record's place for an id; none of them is kept."""
+    columns = Columns(parse_template(task.text, "task.text"), None, task.choices, None, None)
+    for place, record in table.records:
+        yield record, _make_row(place, record, place, columns)
 
 
 def _make_row(name: str, record: Record, place: str, columns: Columns) -> Row:

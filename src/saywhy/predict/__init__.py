@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from saywhy.predict.folder import Classifier, check_mode, load, read_task, recommended_in
 from saywhy.predict.modes import PRUNE, answer, calibrated, confidence, mean, too_long
-from saywhy.predict.texts import SHOW_PROGRESS_FROM, TextClassifier, open_classifier, rows_of, save, text_row
+from saywhy.predict.stream import answer_file, answer_source, check_output
+from saywhy.predict.texts import SHOW_PROGRESS_FROM, TextClassifier, open_classifier, text_row
 
 __all__ = [
     "PRUNE",
@@ -12,16 +13,17 @@ __all__ = [
     "Classifier",
     "TextClassifier",
     "answer",
+    "answer_file",
+    "answer_source",
     "calibrated",
     "check_mode",
+    "check_output",
     "confidence",
     "load",
     "mean",
     "open_classifier",
     "read_task",
     "recommended_in",
-    "rows_of",
-    "save",
     "text_row",
     "too_long",
 ]

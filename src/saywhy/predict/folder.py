@@ -21,7 +21,8 @@ class Classifier:
     """A model that was taught one arm of one task.
 
     `temperatures` of its modes and the `threshold` of the mode `adaptive` were fitted on dev rows. `abstain_below` has
-    the least probability that the label of a mode may have, where the config set one.
+    the least probability that the label of a mode may have, where the config set one. `folder` is where it was loaded
+    from, None where it is in memory only.
     """
 
     lm: LM
@@ -29,6 +30,7 @@ class Classifier:
     arm: str
     temperatures: dict[str, float]
     threshold: float | None = None
+    folder: Path | None = None
     abstain_below: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -63,7 +65,7 @@ def load(folder: Path) -> Classifier:
     temperatures = {mode: float(entry["temperature"]) for mode, entry in calibration.items()}
     threshold = calibration.get("adaptive", {}).get("threshold")
     below = {mode: float(entry["abstain_below"]) for mode, entry in calibration.items() if "abstain_below" in entry}
-    return Classifier(lm, read_task(folder), arm, temperatures, threshold, below)
+    return Classifier(lm, read_task(folder), arm, temperatures, threshold, folder, below)
 
 
 def read_task(folder: Path) -> Task:

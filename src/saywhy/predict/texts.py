@@ -1,19 +1,15 @@
-"""The door for texts: one in, one prediction out; many, or a file of them, likewise."""
+"""The door for texts: one in, one prediction out; many likewise."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from saywhy import store
 from saywhy.config import DataConfig, TaskConfig
-from saywhy.data import read_rows
 from saywhy.data.read import Table
 from saywhy.data.rows import make_rows
 from saywhy.evaluate import Budget
@@ -113,23 +109,6 @@ def text_row(task: Task, text: Text, name: str) -> Row:
 def _columns(task: Task) -> TaskConfig:
     """Give the columns that training read, as the data's reader is told them."""
     return TaskConfig(name=task.name, instruction=task.instruction, text=task.text, choices=task.choices)
-
-
-def rows_of(classifier: Classifier, source: str) -> list[Row]:
-    """Read the rows of a file to predict, with the columns that training read."""
-    return read_rows(source, _columns(classifier.task), DataConfig(train=source), Path(), need_label=False)
-
-
-def save(rows: Sequence[Row], predictions: Sequence[Prediction], path: Path) -> None:
-    """Write answers to a .parquet or .jsonl file, one row a text."""
-    records = [{"id": row.id, "text": row.text, **asdict(p)} for row, p in zip(rows, predictions, strict=True)]
-    if path.suffix == ".jsonl":
-        store.write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-        return
-    for record in records:
-        record["labels"] = list(record["probabilities"])
-        record["probabilities"] = list(record["probabilities"].values())
-    store.write_table(path, pa.Table.from_pylist(records))
 
 
 def open_classifier(
