@@ -535,7 +535,9 @@ def test_teachers(tmp_path: Path, changes: Mapping[str, Any], teachers: set[str]
     if teachers == {"file"}:
         assert targets["train-50"] == [f"Label: {rows[50]['label']}<eos>"]
     # The labels were said to be a scale.
-    assert done.metrics["arms"]["reason_then_label"]["modes"]["reason"]["test"].keys() == S | {"mae", "qwk"}
+    assert done.metrics["arms"]["reason_then_label"]["modes"]["reason"]["test"].keys() == (
+        S | {"mae", "mae_expected", "qwk"}
+    )
     assert done.metrics["task"]["ordinal"] is True
 
 
