@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saywhy import config, data
-from saywhy.data.rows import parse_template, render
+from saywhy.data.read import open_table
+from saywhy.data.rows import make_rows, parse_template, render, rows_to_predict
 from saywhy.data.split import cut_share, draw, text_key
 from saywhy.records import RequestError, Row, WorkedCase
 
@@ -51,7 +52,8 @@ def only(folder: Path, name: str, content: str | bytes, *sets: str) -> list[Row]
     """Read one file as the rows of a task."""
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     made = config.parse("task: {name: a, instruction: b}\ndata: {train: x.csv}", folder / "config.yaml", sets)
-    return data.read_rows(name, made.task, made.data, folder, need_label=True)
+    labels = None if made.task.labels is None else tuple(made.task.labels)
+    return make_rows(open_table(name, folder), made.task, made.data, True, labels)[0]
 
 
 def fault(folder: Path, name: str, content: str | bytes, *sets: str) -> str:
@@ -420,7 +422,7 @@ def test_ids_are_a_column_or_a_hash(tmp_path: Path) -> None:
 def test_rows_to_predict_need_no_label(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("text\na\n\nb\n")
     made = config.parse("task: {name: a, instruction: b, labels: [x, y]}\ndata: {train: x.csv}", tmp_path / "c.yaml")
-    rows = data.read_rows("r.csv", made.task, made.data, tmp_path, need_label=False)
+    rows = [row for _, row in rows_to_predict(open_table("r.csv", tmp_path), made.task)]
     assert [(row.text, row.label) for row in rows] == [("a", None), ("b", None)]
 
 

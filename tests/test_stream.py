@@ -30,7 +30,7 @@ from saywhy.records import Prediction, RequestError, Row, Task
 
 pytest_plugins = ("runs",)
 
-ANSWER = ["label", "probability", "probabilities", "reasoning", "tokens", "forced", "pruned"]
+ANSWER = ["label", "probability", "probabilities", "abstained", "reasoning", "tokens", "forced", "pruned"]
 ANIMALS = Task("animals", "Which?", toy.LABELS)
 SLICE = 4
 
@@ -53,8 +53,8 @@ def said(row: Row, task: Task) -> Prediction:
     return Prediction(labels[best], shares, why, 12.5 + len(row.text), "long" in row.text, None, 1e-5)
 
 
-def fake(task: Task = ANIMALS, mode: str = "label") -> Fake:
-    made = Fake(SimpleNamespace(task=task), mode)  # type: ignore[arg-type]
+def fake(folder: Path | None = None, task: Task = ANIMALS, mode: str = "label") -> Fake:
+    made = Fake(SimpleNamespace(task=task, folder=folder, threshold=None), mode)  # type: ignore[arg-type]
     object.__setattr__(made, "asked", [])
     return made
 
@@ -71,8 +71,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def answered(folder: Path, source: Path, output: Path, task: Task = ANIMALS, **changes: Any) -> Fake:
     """Answer a file; give the one that was asked."""
-    classifier = fake(task, changes.pop("mode", "label"))
-    stream.answer_file(classifier, folder, str(source), output, **changes)
+    classifier = fake(folder, task, changes.pop("mode", "label"))
+    stream.answer_file(classifier, str(source), output, **changes)
     return classifier
 
 
@@ -156,6 +156,7 @@ def test_every_output_has_the_columns_of_every_input(folder: Path, tmp_path: Pat
         assert float(row["probability"]) == wanted.probabilities[wanted.label]
         shares = json.loads(row["probabilities"]) if in_text else row["probabilities"]
         assert list(shares.items()) == list(wanted.probabilities.items())
+        assert row["abstained"] == (str(wanted.abstained).lower() if in_text else wanted.abstained)
         assert row["forced"] == (str(wanted.forced).lower() if in_text else wanted.forced)
         assert float(row["tokens"]) == wanted.tokens and float(row["pruned"]) == wanted.pruned
     assert [path.name for path in output.parent.iterdir()] == [output.name], "nothing is left beside the output"
@@ -662,11 +663,11 @@ def test_memory_does_not_grow_with_the_file(
     monkeypatch.setattr(stream, "ROWS_PER_SLICE", 200)
     given = write_table(tmp_path / f"in{source}", [{"text": f"{at} " + "x" * 4000} for at in range(4000)])
     answered(folder, write_table(tmp_path / "few.jsonl"), tmp_path / f"first{target}")
-    classifier = fake()
+    classifier = fake(folder)
     monkeypatch.setattr(Fake, "rows", lambda self, rows: [said(row, ANIMALS) for row in rows])
     tracemalloc.start()
     try:
-        stream.answer_file(classifier, folder, str(given), tmp_path / f"out{target}")
+        stream.answer_file(classifier, str(given), tmp_path / f"out{target}")
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

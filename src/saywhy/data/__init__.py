@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saywhy.config import Config, DataConfig, TaskConfig, WorkedCases, locate
+from saywhy.config import Config, WorkedCases, locate
 from saywhy.data.audit import audit
 from saywhy.data.read import USUAL_PARTS, open_table
 from saywhy.data.rows import Template, given_id, make_rows, parse_template, render
 from saywhy.data.split import cut_share, draw
 from saywhy.records import RequestError, Row, Task, WorkedCase
 
-__all__ = ["Data", "Template", "fingerprint", "parse_template", "read", "read_rows", "render"]
+__all__ = ["Data", "Template", "fingerprint", "parse_template", "read", "render"]
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,6 @@ def read(config: Config) -> Data:
     reasonings = {name: text for name, text in reasonings.items() if name in ids}
     found = audit(labels, {"train": train, "dev": dev, "test": test}, empty, notes)
     return Data(task, tuple(train), tuple(dev), tuple(test), worked_cases, reasonings, from_file, found)
-
-
-def read_rows(
-    source: str, task_config: TaskConfig, data_config: DataConfig, folder: Path, need_label: bool, role: str = ""
-) -> list[Row]:
-    """Read the rows of one source, with `label` None where none is needed; `role` picks the part of a data set."""
-    labels = None if task_config.labels is None else tuple(task_config.labels)
-    return make_rows(open_table(source, folder, role), task_config, data_config, need_label, labels)[0]
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
