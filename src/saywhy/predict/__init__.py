@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from saywhy.predict.folder import Classifier, check_mode, load, read_task, recommended_in
 from saywhy.predict.modes import PRUNE, answer, calibrated, confidence, mean, too_long
-from saywhy.predict.texts import SHOW_PROGRESS_FROM, TextClassifier, open_classifier, rows_of, save, text_row
+from saywhy.predict.texts import (
+    SHOW_PROGRESS_FROM,
+    TextClassifier,
+    list_texts,
+    open_classifier,
+    rows_of,
+    save,
+    text_row,
+)
 
 __all__ = [
     "PRUNE",
@@ -15,6 +23,7 @@ __all__ = [
     "calibrated",
     "check_mode",
     "confidence",
+    "list_texts",
     "load",
     "mean",
     "open_classifier",
