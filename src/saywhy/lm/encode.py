@@ -253,9 +253,13 @@ def _cut(encoder: Encoder, pieces: list[str], room: int) -> list[int]:
         value = pieces[column]
         around = sum(map(len, pieces)) - len(value)
         least, most = -1, min(len(value), CHARACTERS_A_TOKEN * room - around)
+        # From `far` characters on there are twice too many tokens, and no need to count them.
+        far = room
+        while far < most and len(_body(encoder, pieces, column, value, far)) <= 2 * room:
+            far *= 2
         while least < most:
             middle = (least + most + 1) // 2
-            if len(_body(encoder, pieces, column, value, middle)) <= room:
+            if (middle < far or far >= most) and len(_body(encoder, pieces, column, value, middle)) <= room:
                 least = middle
             else:
                 most = middle - 1
