@@ -125,7 +125,7 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return found
 
     def predict_proba(self, texts: Any) -> Floats:
-        """Give probabilities: (rows, labels) float64, in the order of `classes_`."""
+        """Give probabilities: (rows, labels) float64, in the order of `classes_`, each row with sum 1."""
         return self._asked().predict_proba(_texts(texts))
 
     def explain(self, texts: Any) -> list[Prediction]:

@@ -158,12 +158,19 @@ def _columns(task: Task) -> TaskConfig:
 
 
 def rows_of(classifier: Classifier, source: str) -> list[Row]:
-    """Read the rows of a file to predict, with the columns that training read."""
+    """Read the rows of a file to predict, with the columns that training read.
+
+    `source` is a file, a folder or a hub id, as in the config. Raises RequestError with the file and the line.
+    """
     return read_rows(source, _columns(classifier.task), DataConfig(train=source), Path(), need_label=False)
 
 
 def save(rows: Sequence[Row], predictions: Sequence[Prediction], path: Path) -> None:
-    """Write answers to a .parquet or .jsonl file, one row a text."""
+    """Write answers to a .parquet or .jsonl file, one row a text.
+
+    Probabilities are from 0 to 1: in .jsonl by label, in .parquet a list in the order of the column `labels`. Raises
+    WorkError where the file cannot be written.
+    """
     records = [{"id": row.id, "text": row.text, **asdict(p)} for row, p in zip(rows, predictions, strict=True)]
     if path.suffix == ".jsonl":
         store.write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
@@ -175,7 +182,11 @@ def save(rows: Sequence[Row], predictions: Sequence[Prediction], path: Path) -> 
 
 
 def open_classifier(folder: str | Path, mode: str | None = None) -> TextClassifier:
-    """Load a model folder, or a run's recommended arm and mode, as a function from texts to predictions."""
+    """Load a model folder, or a run's recommended arm and mode, as a function from texts to predictions.
+
+    `mode` replaces the recommended one. Raises RequestError for a folder that is neither, one that was changed since
+    its training, a reasoner, and a mode that the arm was not taught.
+    """
     where, recommended = recommended_in(Path(folder))
     classifier = load(where)
     asked = mode or recommended or classifier.mode
