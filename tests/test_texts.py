@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_overloads
@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import saywhy
 import tiny
 from saywhy import ReasoningClassifier, cli, predict
 from saywhy.lm import bind, encode
-from saywhy.lm.encode import make_encoder, prompt_ids, render
+from saywhy.lm.encode import Encoder, make_encoder, prompt_ids, render, text_ids
 from saywhy.predict import Classifier, TextClassifier
 from saywhy.prompts import task_instruction
 from saywhy.records import Prediction, RequestError, Task
@@ -231,7 +231,7 @@ def test_a_huge_text_is_cut_before_it_is_encoded(kind: str, name: str) -> None:
 
 
 ENCODERS = {
-    name: make_encoder(made, replace(render(made, "Which?"), room=8))
+    name: make_encoder(made, render(made, "Which?"))
     for name, made in {
         "bytes": tiny.byte_level(["<|eot_id|>"]),
         "template": tiny.byte_level(tiny.HEADERS, tiny.LLAMA3),
@@ -243,20 +243,48 @@ words = st.lists(st.sampled_from(PARTS), max_size=60).map("".join)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@given(columns=st.lists(words, min_size=1, max_size=3), times=st.sampled_from([1, 1, 1, 9]))
-def test_cutting_characters_first_changes_no_result(name: str, columns: list[str], times: int) -> None:
+@given(columns=st.lists(words, min_size=1, max_size=3), times=st.sampled_from([1, 9]), room=st.sampled_from([8, 40]))
+@settings(max_examples=60)
+def test_a_cut_is_what_encoding_every_candidate_whole_would_give(
+    name: str, columns: list[str], times: int, room: int
+) -> None:
     pieces = ["", *(part for column in columns for part in (column * times, "\n"))]
+    encoder = replace(ENCODERS[name], prompt=replace(ENCODERS[name].prompt, room=room))
+    try:
+        ids, was_cut = prompt_ids(encoder, pieces)
+    except RequestError as problem:
+        assert "what stands around the columns" in str(problem) and cut_slowly(encoder, pieces) is None
+    else:
+        wanted = cut_slowly(encoder, pieces)
+        assert wanted is not None
+        assert ids == [*encoder.before, *wanted, *encoder.after]
+        assert was_cut == (len(read(encoder, pieces)) > encoder.prompt.room)
 
-    def cut(characters: int) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(encode, "CHARACTERS_A_TOKEN", characters)
-            try:
-                return prompt_ids(ENCODERS[name], pieces)
-            except RequestError as problem:
-                return str(problem)
 
-    # Texts below the bound, and beyond it those that are no run of one long token.
-    assert cut(64) == cut(10**6)
+def read(encoder: Encoder, pieces: Sequence[str]) -> list[int]:
+    text = "".join(pieces)
+    return text_ids(encoder, text.strip() if encoder.prompt.strip else text)
+
+
+def cut_slowly(encoder: Encoder, pieces: Sequence[str]) -> list[int] | None:
+    """Cut the middle of the longest columns with every candidate encoded whole; None where that is not enough."""
+    room, parts = encoder.prompt.room, list(pieces)
+    if len(read(encoder, parts)) <= room:
+        return read(encoder, parts)
+    for column in sorted(range(1, len(parts), 2), key=lambda i: -len(parts[i])):
+        value, least, most = parts[column], -1, len(parts[column])
+
+        def shortened(kept: int, value: str = value, column: int = column) -> list[int]:
+            short = f"{value[: kept - kept // 2]} … {value[len(value) - kept // 2 :]}" if kept < len(value) else value
+            return read(encoder, [*parts[:column], short, *parts[column + 1 :]])
+
+        while least < most:
+            middle = (least + most + 1) // 2
+            least, most = (middle, most) if len(shortened(middle)) <= room else (least, middle - 1)
+        if least >= 0:
+            return shortened(least)
+        parts[column] = ""
+    return None
 
 
 # The command line.
