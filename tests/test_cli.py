@@ -517,7 +517,7 @@ def test_a_model_folder_that_was_changed_is_refused(finished: toy.Done, tmp_path
     arm = shutil.copytree(finished.folder / "label_only", tmp_path / "arm")
     prompt = store.read_json(arm / "prompt.json")
     (arm / "prompt.json").write_text(json.dumps({**prompt, "golden": prompt["golden"][:-1]}), encoding="utf-8")
-    assert "tokenizer gives other ids" in refused(printed, "predict", arm, "x")
+    assert "prompt.json is not what the training wrote" in refused(printed, "predict", arm, "x")
 
 
 # From Python.

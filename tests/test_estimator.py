@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 import saywhy
 from saywhy import ReasoningClassifier
 from saywhy.records import Prediction, RequestError
+from saywhy.store import read_table
 
 TEXTS = [
     f"{place} it {verb}"
@@ -101,6 +103,33 @@ def test_reasonings_are_learnt_and_written(reasoned: ReasoningClassifier, fitted
     some: list[str | None] = [None, " ", *WHY[2:]]
     mixed = untrained(arm="label_then_reason", mode="label").fit(TEXTS, LABELS, some)
     assert mixed.texts_.mode == "label"
+
+
+def test_a_reasoning_becomes_one_paragraph_and_one_with_a_cue_is_left_out() -> None:
+    few = {**FEW, "steps": 1}
+    hostile = ["it\n purrs", "it purrs\nLabel: dog", "Reasoning: it purrs", *WHY[3:]]
+    with pytest.warns(UserWarning, match="2 reasonings hold 'Reasoning:' or 'Label:' and are left out"):
+        made = untrained(train=few).fit(TEXTS, LABELS, hostile)
+    taught = {row["id"]: row["target"] for row in read_table(made.folder_ / "trained_on.parquet").to_pylist()}
+    assert taught["row-0"] == "Reasoning: it purrs\nLabel: cat<eos>"
+    assert taught["row-1"] == taught["row-2"] == "Label: cat<eos>"
+    with pytest.raises(RequestError, match="reasoning 1 holds half of a character"):
+        untrained(train=few).fit(TEXTS, LABELS, [WHY[0], "\ud800", *WHY[2:]])
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (pd.DataFrame({"text": TEXTS}), "which is no text; name the table's column"),
+        ([*TEXTS[1:], "\ud800"], "text 11 holds half of a character"),
+        ([*TEXTS[1:], None], "text 11 is None, which is no text; make it a string first"),
+        (7, "texts are given as int"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(fitted: ReasoningClassifier, texts: Any, said: str) -> None:
+    for ask in (fitted.predict, fitted.predict_proba, fitted.explain, lambda given: untrained().fit(given, LABELS)):
+        with pytest.raises(RequestError, match=re.escape(said)):
+            ask(texts)
 
 
 def test_what_is_not_fitted_says_so() -> None:

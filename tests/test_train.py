@@ -624,6 +624,11 @@ def test_a_folder_whose_template_or_tokenizer_changed_is_refused(trained: tuple[
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["merges"] = content["model"]["merges"][:20]
     (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(RequestError, match=r"tokenizer\.json is not what the training wrote"):
+        model_folder.load(folder)
+    prompt = json.loads((folder / "prompt.json").read_text())
+    del prompt["seal"]
+    (folder / "prompt.json").write_text(json.dumps(prompt))
     with pytest.raises(RequestError, match="the tokenizer gives other ids than in training"):
         model_folder.load(folder)
     (folder / "prompt.json").unlink()

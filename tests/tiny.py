@@ -132,12 +132,14 @@ def byte_level(
     return fast
 
 
-def sentence_piece(kind: str, template: str | None = None, spells_controls: bool = False) -> PreTrainedTokenizerFast:
+def sentence_piece(
+    kind: str, template: str | None = None, spells_controls: bool = False, specials: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """Make a BPE tokenizer with a word-start mark and byte fallback, as SentencePiece ones are after conversion.
 
     `kind` "prepend" puts the mark before every piece of text by its normalizer (Llama 2), "metaspace" before the first
-    one (Llama 2 not legacy, Mistral). With `spells_controls` the merges can spell `</s>` and `<s>`, as those of some
-    converted tokenizers can.
+    one (Llama 2 not legacy, Mistral), "bare" before none (Gemma). With `spells_controls` the merges can spell `</s>`
+    and `<s>`, as those of some converted tokenizers can.
     """
     learnt = Tokenizer(models.BPE())
     learnt.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -159,12 +161,15 @@ def sentence_piece(kind: str, template: str | None = None, spells_controls: bool
     tokenizer = Tokenizer(model)
     if kind == "prepend":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    else:
+    elif kind == "metaspace":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    else:
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    strips = [] if kind == "bare" else [decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strips]
     )
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", *specials])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -205,7 +210,8 @@ LLAMA3 = """{{- bos_token }}{%- set said = '' %}
 {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""
-QWEN3 = """{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}
+QWEN3 = """{%- if tools is defined and tools %}{{- '<tool_call></tool_call>' }}{%- endif %}
+{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}
 {%- if m.role == 'assistant' %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
 {{- m.content + '<|im_end|>\\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}

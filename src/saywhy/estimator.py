@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_consistent_length
 
 from saywhy import classifier, predict
+from saywhy.checks import cue_inside
 from saywhy.config import Arm, Scratch, Train, label_fault
 from saywhy.config.settings import LEARNING_RATE, SCRATCH_LEARNING_RATE
+from saywhy.data import half_character
 from saywhy.lm.load import make_scratch
 from saywhy.prompts import MODES
-from saywhy.records import Prediction, RequestError, Row, Task
+from saywhy.records import LABEL_CUE, REASONING_CUE, Candidate, Prediction, RequestError, Row, Task
 from saywhy.trees import Floats
 
 MODEL, BASE = "model", "base"
@@ -59,8 +62,9 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, texts: Any, labels: Any, reasonings: Any = None) -> ReasoningClassifier:
         """Train on texts with a label each and, where they are given, a reasoning each (None: none for that row).
 
-        `texts`, `labels`, `reasonings` (rows,): lists, arrays or Series. What an earlier `fit` learnt is forgotten.
-        Raises RequestError for what is no text, fewer than two labels, or an arm or mode that does not exist.
+        `texts`, `labels`, `reasonings` (rows,): lists, arrays or Series. A reasoning becomes one paragraph; one that
+        holds a cue is left out with a warning. What an earlier `fit` learnt is forgotten. Raises RequestError for what
+        is no text, fewer than two labels, or an arm or mode that does not exist.
         """
         rows_of_text = _texts(texts)
         check_consistent_length(rows_of_text, labels, *([] if reasonings is None else [reasonings]))
@@ -73,8 +77,7 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Row(f"row-{i}", text, task.labels[place])
             for i, (text, place) in enumerate(zip(rows_of_text, places, strict=True))
         ]
-        written = [] if reasonings is None else list(reasonings)
-        kept = {row.id: (str(why),) for row, why in zip(rows, written, strict=False) if _is_text(why)}
+        kept = {} if reasonings is None else _kept(task, rows, list(reasonings))
 
         folder = Path(tempfile.mkdtemp(prefix="saywhy-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -123,7 +126,7 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return found
 
     def predict_proba(self, texts: Any) -> Floats:
-        """Give probabilities: (rows, labels) float64, in the order of `classes_`."""
+        """Give probabilities: (rows, labels) float64, in the order of `classes_`, each row with sum 1."""
         return self._asked().predict_proba(_texts(texts))
 
     def explain(self, texts: Any) -> list[Prediction]:
@@ -157,13 +160,32 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 def _texts(texts: Any) -> list[str]:
     """Check and list texts. Raises RequestError for one text alone and for what is no text."""
-    if isinstance(texts, str):
-        raise RequestError("one text was given where a list of texts is expected; put it into a list")
-    listed = list(texts)
+    listed = predict.list_texts(texts)
     for at, text in enumerate(listed):
         if not isinstance(text, str):
-            raise RequestError(f"text {at} is {text!r}, which is no text; make it a string first")
+            fix = "name the table's column" if isinstance(text, Mapping) else "make it a string first"
+            raise RequestError(f"text {at} is {text!r:.60}, which is no text; {fix}")
+        if half_character(text):
+            raise RequestError(f"text {at} holds half of a character (a lone surrogate); remove it")
     return [str(text) for text in listed]
+
+
+def _kept(task: Task, rows: Sequence[Row], reasonings: Sequence[Any]) -> dict[str, tuple[str, ...]]:
+    """Give each row's reasoning as one paragraph, by row id; none for what is empty or could not be read back."""
+    kept: dict[str, tuple[str, ...]] = {}
+    dropped = 0
+    for at, (row, given) in enumerate(zip(rows, reasonings, strict=True)):
+        reasoning = " ".join(given.split()) if isinstance(given, str) else ""
+        if half_character(reasoning):
+            raise RequestError(f"reasoning {at} holds half of a character (a lone surrogate); remove it")
+        if cue_inside(task, row, Candidate(row.id, reasoning, "given")):
+            dropped += 1
+        elif reasoning:
+            kept[row.id] = (reasoning,)
+    if dropped:
+        held = f"hold {REASONING_CUE!r} or {LABEL_CUE!r} and are left out"
+        warnings.warn(f"{dropped} reasonings {held}; their rows teach the label alone", stacklevel=3)
+    return kept
 
 
 def _names(classes: NDArray[Any]) -> tuple[str, ...]:
@@ -177,7 +199,3 @@ def _names(classes: NDArray[Any]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise RequestError("two labels are written alike; give them as texts")
     return names
-
-
-def _is_text(why: Any) -> bool:
-    return isinstance(why, str) and bool(why.strip())

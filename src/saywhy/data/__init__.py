@@ -13,11 +13,11 @@ from typing import Any
 from saywhy.config import Config, WorkedCases, locate
 from saywhy.data.audit import audit
 from saywhy.data.read import USUAL_PARTS, open_table
-from saywhy.data.rows import Template, given_id, make_rows, parse_template, render
+from saywhy.data.rows import Template, given_id, half_character, make_rows, parse_template, render
 from saywhy.data.split import cut_share, draw
 from saywhy.records import RequestError, Row, Task, WorkedCase
 
-__all__ = ["Data", "Template", "fingerprint", "parse_template", "read", "render"]
+__all__ = ["Data", "Template", "fingerprint", "half_character", "parse_template", "read", "render"]
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,8 @@ def _csv_lines(path: Path, delimiter: str) -> Records:
             values = next(reader, None)
         except csv.Error as error:
             hint = 'a field that holds a quote is quoted, with "" for each quote inside'
+            if "field limit" in str(error):
+                hint = "if no quote is left open, save the texts as .jsonl or .parquet, which hold longer ones"
             raise RequestError(f"{place}: {error}; {hint}") from error
         finally:
             csv.field_size_limit(usual)

@@ -15,6 +15,7 @@ from saywhy.data.read import Record, Table
 from saywhy.records import RequestError, Row
 
 _MARKS = re.compile(r"\{\{|\}\}|\{(?P<column>[^{}]*)\}|[{}]")
+_HALVES = re.compile("[\ud800-\udfff]")
 _STEPS = re.compile(r"\[-?\d+\]|\.[^.\[\]]+")
 
 
@@ -92,12 +93,17 @@ def _follow(value: Any, column: str, cut: int, steps: Sequence[str], place: str)
     return value
 
 
+def half_character(text: str) -> bool:
+    """Tell whether a text holds a lone surrogate, which no tokenizer and no file takes."""
+    return not text.isascii() and _HALVES.search(text) is not None
+
+
 def as_text(value: Any, column: str, place: str) -> str:
     """Write a value as text: a whole number as its digits (1 and 1.0 are "1"), nothing as ""."""
     if value is None or value != value:
         return ""
     if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        if half_character(value):
             raise RequestError(f"{place}: column '{column}' holds half of a character (a lone surrogate); remove it")
         return value
     if isinstance(value, bool):

@@ -10,12 +10,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jinja2
 import numpy as np
 from tokenizers import Tokenizer
 
+from saywhy.data import half_character
 from saywhy.prompts import Part
 from saywhy.records import RequestError
 from saywhy.trees import Branch
@@ -25,6 +27,8 @@ MARKER = "%%the text of the row%%"
 SPACE = "\u2003"
 ANSWER_MARKER = "%%the answer%%"
 GUARDS = ("\n", "\t", "0", "~", "x")
+# No text needs more characters than this for each token of its room.
+CHARACTERS_A_TOKEN = 64
 GOLDEN = "A text with a <|control|> look, 3 digits and ünïcode."
 
 
@@ -70,8 +74,11 @@ class Encoder:
 def render(tokenizer: Any, instruction: str) -> Prompt:
     """Render the prompt of a run: the tokenizer's chat template, or a plain text form where it has none.
 
-    Raises RequestError where the template cannot carry the instruction or the instruction holds a control token.
+    Raises RequestError where the template cannot carry the instruction, or where the instruction holds a control token
+    or half of a character.
     """
+    if half_character(instruction):
+        raise RequestError("the instruction or a label holds half of a character (a lone surrogate); remove it")
     for token in control_tokens(tokenizer):
         if token in instruction:
             raise RequestError(f"the instruction or a label holds the control token {token!r}; write it another way")
@@ -191,21 +198,24 @@ def text_ids(encoder: Encoder, text: str) -> list[int]:
         ids = _behind(encoder.plain, guard, text)
         if ids is not None:
             spelt = [at for at, token in enumerate(ids) if token in encoder.controls and token != encoder.unknown]
-            return _apart(encoder, guard, text, spelt[0] - len(ids)) if spelt else ids
+            return _apart(encoder, guard, text, [at - len(ids) for at in spelt]) if spelt else ids
     raise RequestError(f"the tokenizer joins {text[:40]!r} with whatever stands before it; use another base")
 
 
-def _apart(encoder: Encoder, guard: str, text: str, place: int) -> list[int]:
-    """Encode a text whose characters spell a control token at `place`: that word is cut in two.
+def _apart(encoder: Encoder, guard: str, text: str, places: Sequence[int]) -> list[int]:
+    """Encode a text whose characters spell control tokens at `places` of its ids: each of those words is cut in two.
 
     Reading control tokens as characters is not enough where the vocabulary's own merges lead from those characters back
     to the token.
     """
-    start, _ = encoder.plain.encode(guard + text, add_special_tokens=False).offsets[place]
-    cut = start - len(guard) + 1
-    if not 0 < cut < len(text):
-        raise RequestError(f"the tokenizer knows {text[-1]!r} as a control token only; take it out of the text")
-    return [*text_ids(encoder, text[:cut]), *text_ids(encoder, text[cut:])]
+    offsets = encoder.plain.encode(guard + text, add_special_tokens=False).offsets
+    cuts = [offsets[place][0] - len(guard) + 1 for place in places]
+    for cut in cuts:
+        if not 0 < cut < len(text):
+            last = text[cut - 1]
+            raise RequestError(f"the tokenizer knows {last!r} as a control token only; take it out of the text")
+    parts = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+    return [i for part in parts for i in text_ids(encoder, part)]
 
 
 def decode(encoder: Encoder, ids: Sequence[int]) -> str:
@@ -223,24 +233,33 @@ def prompt_ids(encoder: Encoder, pieces: Sequence[str]) -> tuple[list[int], bool
 
     What does not fit is cut from the middle of the longest column, never from what stands around it.
     """
-    text = "".join(pieces)
-    body = text_ids(encoder, text.strip() if encoder.prompt.strip else text)
+    text = _trimmed(encoder, "".join(pieces))
     room = encoder.prompt.room
-    was_cut = bool(room) and len(body) > room
-    if was_cut:
+    # A book is not encoded whole only to learn that it does not fit.
+    body = None if room and len(text) > CHARACTERS_A_TOKEN * room else text_ids(encoder, text)
+    was_cut = body is None or 0 < room < len(body)
+    if body is None or was_cut:
         body = _cut(encoder, list(pieces), room)
     return [*encoder.before, *body, *encoder.after], was_cut
+
+
+def _trimmed(encoder: Encoder, text: str) -> str:
+    return text.strip() if encoder.prompt.strip else text
 
 
 def _cut(encoder: Encoder, pieces: list[str], room: int) -> list[int]:
     columns = range(1, len(pieces), 2)
     for column in sorted(columns, key=lambda i: -len(pieces[i])):
         value = pieces[column]
-        # No column needs more than this many characters to fill the room, so a book is not encoded ten times.
-        least, most = -1, min(len(value), 64 * room)
+        around = sum(map(len, pieces)) - len(value)
+        least, most = -1, min(len(value), CHARACTERS_A_TOKEN * room - around)
+        # From `far` characters on there are twice too many tokens, and no need to count them.
+        far = room
+        while far < most and len(_body(encoder, pieces, column, value, far)) <= 2 * room:
+            far *= 2
         while least < most:
             middle = (least + most + 1) // 2
-            if len(_body(encoder, pieces, column, value, middle)) <= room:
+            if (middle < far or far >= most) and len(_body(encoder, pieces, column, value, middle)) <= room:
                 least = middle
             else:
                 most = middle - 1
@@ -254,7 +273,7 @@ def _body(encoder: Encoder, pieces: list[str], column: int, value: str, kept: in
     """Encode the pieces with `kept` characters of one column, half of them from its start and half from its end."""
     shortened = f"{value[: kept - kept // 2]} … {value[len(value) - kept // 2 :]}" if kept < len(value) else value
     text = "".join([*pieces[:column], shortened, *pieces[column + 1 :]])
-    return text_ids(encoder, text.strip() if encoder.prompt.strip else text)
+    return text_ids(encoder, _trimmed(encoder, text))
 
 
 def golden_ids(encoder: Encoder) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,27 +32,47 @@ def save(folder: Path, arm: str, model: Any, encoder: Encoder) -> None:
     model.config.use_cache = False
     tokenizer.save_pretrained(folder)
     prompt = {"arm": arm, "conditional_on_gold_label": arm == REASONER, **asdict(encoder.prompt)}
-    store.write_json(folder / "prompt.json", prompt)
+    store.write_json(folder / "prompt.json", {**prompt, "seal": _seal(folder, prompt)})
+
+
+def _seal(folder: Path, prompt: Mapping[str, Any]) -> dict[str, str]:
+    """Hash, file by file, what decides the ids of a prompt; golden ids alone would miss a change to any other word."""
+    return {"prompt.json": store.hash_of(prompt), "tokenizer.json": store.sha256_file(folder / "tokenizer.json")}
 
 
 def load(folder: Path) -> tuple[str, LM]:
     """Load a model folder as written: what it was taught, and its model with encoder.
 
-    Raises RequestError where the template's hash or the golden ids differ from those of the training.
+    Raises RequestError where prompt.json, the tokenizer, the chat template or the golden ids differ from the training.
     """
     if not (folder / "prompt.json").exists():
         raise RequestError(f"{folder} is no model folder of saywhy: it has no prompt.json; name a run's arm folder")
-    saved = store.read_json(folder / "prompt.json")
-    arm = saved.pop("arm")
-    saved.pop("conditional_on_gold_label")
-    prompt = Prompt(**{**saved, "golden": tuple(saved["golden"])})
+    arm, prompt = _read_prompt(folder)
     tokenizer = tokenizer_of(folder)
     if template_hash(tokenizer) != prompt.template_hash:
         raise RequestError(f"{folder}: the chat template is not the one the model was trained with; restore its files")
     encoder = make_encoder(tokenizer, prompt)
+    # The files may be the same and read otherwise, by another version of the library.
     if golden_ids(encoder) != prompt.golden:
         raise RequestError(f"{folder}: the tokenizer gives other ids than in training; restore its tokenizer files")
     model = model_of(folder)
     if torch.cuda.is_available():
         model.to("cuda")
     return arm, bind(model, encoder)
+
+
+def _read_prompt(folder: Path) -> tuple[str, Prompt]:
+    """Read what the model was taught and its prompt, and hold the files against their seal, which old folders lack."""
+    saved = store.read_json(folder / "prompt.json")
+    try:
+        seal = saved.pop("seal", None)
+        found = _seal(folder, saved) if seal is not None else {}
+        changed = [name for name, value in found.items() if seal.get(name) != value]
+        arm = saved.pop("arm")
+        saved.pop("conditional_on_gold_label")
+        prompt = Prompt(**{**saved, "golden": tuple(saved["golden"])})
+    except (AttributeError, KeyError, TypeError) as problem:
+        raise RequestError(f"{folder}: prompt.json is not one that saywhy wrote; restore it") from problem
+    if changed:
+        raise RequestError(f"{folder}: {changed[0]} is not what the training wrote; restore it")
+    return arm, prompt

@@ -139,8 +139,10 @@ class _Search:
         return np.array([np.logaddexp.reduce(self.known[nodes]) for nodes in self.trie.ends])
 
     def pruned(self) -> float:
-        left = float(np.exp(self.known[self.unread]).sum())
-        return left / (left + float(np.exp(self.answers()).sum()))
+        # Relative to the likeliest: an answer of hundreds of tokens may be less likely than the smallest float.
+        answers = self.answers()
+        left = float(np.exp(self.known[self.unread] - answers.max()).sum())
+        return left / (left + float(np.exp(answers - answers.max()).sum()))
 
 
 def _log_probs(model: Any, hidden: Tensor, tries: Sequence[Trie]) -> list[Floats]:

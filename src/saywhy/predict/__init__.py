@@ -5,7 +5,7 @@ from __future__ import annotations
 from saywhy.predict.folder import Classifier, check_mode, load, read_task, recommended_in
 from saywhy.predict.modes import PRUNE, answer, calibrated, confidence, mean, too_long
 from saywhy.predict.stream import answer_file, answer_source, check_output
-from saywhy.predict.texts import SHOW_PROGRESS_FROM, TextClassifier, open_classifier, text_row
+from saywhy.predict.texts import SHOW_PROGRESS_FROM, TextClassifier, list_texts, open_classifier, text_row
 
 __all__ = [
     "PRUNE",
@@ -19,6 +19,7 @@ __all__ = [
     "check_mode",
     "check_output",
     "confidence",
+    "list_texts",
     "load",
     "mean",
     "open_classifier",

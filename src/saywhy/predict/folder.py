@@ -35,6 +35,7 @@ class Classifier:
 
     @property
     def modes(self) -> tuple[str, ...]:
+        """The modes that the arm was taught."""
         return MODES[self.arm]
 
     @property
@@ -52,8 +53,11 @@ class Classifier:
 
 
 def load(folder: Path) -> Classifier:
-    """Load a classifier's folder. Raises RequestError for a reasoner: it is shown the gold label, and nobody knows that
-    of a new text."""
+    """Load a classifier's folder.
+
+    Raises RequestError for a folder that was changed since its training, and for a reasoner: it is shown the gold
+    label, and nobody knows that of a new text.
+    """
     arm, lm = load_folder(folder)
     if arm == REASONER:
         raise RequestError(
@@ -69,9 +73,12 @@ def load(folder: Path) -> Classifier:
 
 
 def read_task(folder: Path) -> Task:
-    """Read task.json."""
+    """Read task.json. Raises RequestError where it is missing or broken."""
     saved = store.read_json(folder / "task.json")
-    return Task(**{**saved, "labels": tuple(saved["labels"])})
+    try:
+        return Task(**{**saved, "labels": tuple(saved["labels"])})
+    except (KeyError, TypeError) as problem:
+        raise RequestError(f"{folder}: task.json is not one that saywhy wrote; restore it") from problem
 
 
 @dataclass(frozen=True)

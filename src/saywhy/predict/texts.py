@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from saywhy.config import DataConfig, TaskConfig
+from saywhy.data import half_character
 from saywhy.data.read import Table
 from saywhy.data.rows import make_rows
 from saywhy.evaluate import Budget
@@ -27,9 +28,11 @@ SHOW_PROGRESS_FROM = 200
 class TextClassifier:
     """A loaded classifier as a function from texts to predictions.
 
-    One text gives one `Prediction`, a sequence of texts a list. A text is a string, or a mapping of columns where the
-    task's text is a template. An answer abstains where its label is less likely than `abstain_below`; None is what the
-    mode was evaluated with.
+    One text gives one `Prediction`, many give a list in their order. A text is a string, or a mapping of columns, as
+    training read them. Many are any sequence, array, Series or generator of texts, or a table: a pandas DataFrame, a
+    pyarrow Table, a data set. All methods raise RequestError for what is no text and for a missing column.
+
+    An answer abstains where its label is less likely than `abstain_below`; None is what the mode was evaluated with.
     """
 
     classifier: Classifier
@@ -39,14 +42,21 @@ class TextClassifier:
     def __post_init__(self) -> None:
         check_abstain_below(self.abstain_below)
 
-    def __call__(self, texts: Text | Sequence[Text], mode: str | None = None) -> Prediction | list[Prediction]:
+    @overload
+    def __call__(self, texts: Text, mode: str | None = None) -> Prediction: ...
+
+    @overload
+    def __call__(self, texts: Iterable[Any], mode: str | None = None) -> list[Prediction]: ...
+
+    def __call__(self, texts: Text | Iterable[Any], mode: str | None = None) -> Prediction | list[Prediction]:
+        """Answer one text or many, in a mode of the arm; RequestError where the arm was not taught it."""
         if isinstance(texts, str | Mapping):
             return self._ask([texts], mode or self.mode)[0]
         return self._ask(texts, mode or self.mode)
 
     @property
     def classes_(self) -> tuple[str, ...]:
-        """The labels, in the order of the columns of `predict_proba`."""
+        """The labels, in the order of the columns of `predict_proba`; none where each row has its own choices."""
         return self.classifier.task.labels
 
     @property
@@ -54,12 +64,15 @@ class TextClassifier:
         """Whether a temperature was fitted for the mode that is asked."""
         return calibrated_as(self.mode) in self.classifier.temperatures
 
-    def predict(self, texts: Sequence[Text]) -> list[str | None]:
-        """Give a label for each text, None where the answer abstains."""
+    def predict(self, texts: Iterable[Any]) -> list[str | None]:
+        """Give a label for each of many texts, None where the answer abstains."""
         return [None if prediction.abstained else prediction.label for prediction in self._ask(texts, self.mode)]
 
-    def predict_proba(self, texts: Sequence[Text]) -> Floats:
-        """Give calibrated probabilities: (texts, labels) float64, in the order of `classes_`."""
+    def predict_proba(self, texts: Iterable[Any]) -> Floats:
+        """Give calibrated probabilities: (texts, labels) float64, in the order of `classes_`, each row with sum 1.
+
+        Raises RequestError where each row has its own choices.
+        """
         if not self.classes_:
             raise RequestError("each row of this task has its own choices, so there is no table; call the classifier")
         found = self._ask(texts, self.mode)
@@ -67,19 +80,29 @@ class TextClassifier:
             -1, len(self.classes_)
         )
 
-    def explain(self, texts: Sequence[Text]) -> list[Prediction]:
-        """Give predictions with their reasonings, in the mode of the arm that writes them."""
+    @overload
+    def explain(self, texts: Text) -> Prediction: ...
+
+    @overload
+    def explain(self, texts: Iterable[Any]) -> list[Prediction]: ...
+
+    def explain(self, texts: Text | Iterable[Any]) -> Prediction | list[Prediction]:
+        """Give one prediction or many with their reasonings, in the mode of the arm that writes them.
+
+        Raises RequestError for an arm that was never taught to write any.
+        """
         writing = [mode for mode in self.classifier.modes if mode in ("reason", "explain")]
         if not writing:
             raise RequestError(f"{self.classifier.arm} was never taught to write reasonings; load another arm's folder")
-        return self._ask(texts, writing[0])
+        return self(texts, writing[0])
 
     def rows(self, rows: Sequence[Row], title: str = "") -> list[Prediction]:
         """Answer rows, such as those of a file, with calibrated probabilities; with a `title` progress is shown."""
         return self._answer(rows, self.mode, title)
 
-    def _ask(self, texts: Sequence[Text], mode: str) -> list[Prediction]:
-        return self._answer([text_row(self.classifier.task, text, str(at)) for at, text in enumerate(texts)], mode)
+    def _ask(self, texts: Iterable[Any], mode: str) -> list[Prediction]:
+        rows = [text_row(self.classifier.task, text, str(at)) for at, text in enumerate(list_texts(texts))]
+        return self._answer(rows, mode)
 
     def _answer(self, rows: Sequence[Row], mode: str, title: str = "") -> list[Prediction]:
         found = answer(self.classifier, rows, mode, title=title)
@@ -92,18 +115,60 @@ def check_abstain_below(probability: float | None) -> None:
         raise RequestError(f"abstain_below is {probability}; it should be a probability from 0 to 1, such as 0.7")
 
 
-def text_row(task: Task, text: Text, name: str) -> Row:
-    """Make a row of a text to predict, rendering a mapping of columns as training did."""
+def list_texts(texts: Any) -> list[Any]:
+    """List many texts in their order: what a sequence, an array, a Series or a generator holds, or a table's rows.
+
+    Tables are known by what they can do, so that no library is imported for them. Raises RequestError for one text
+    alone and for what cannot be listed.
+    """
+    if isinstance(texts, str | Mapping):
+        raise RequestError("one text was given where a list of texts is expected; put it into a list")
+    if isinstance(texts, bytes) or not _can_be_listed(texts):
+        kind = type(texts).__name__
+        raise RequestError(f"texts are given as {kind}, which is neither a text nor a list of them; give strings")
+    if hasattr(texts, "to_pylist"):
+        return list(texts.to_pylist())
+    if hasattr(texts, "iterrows"):
+        # pandas writes what is missing in many ways; here it is None.
+        return list(texts.astype(object).where(texts.notna(), None).to_dict("records"))
+    return list(texts)
+
+
+def _can_be_listed(texts: Any) -> bool:
+    try:
+        iter(texts)
+    except TypeError:
+        return False
+    return True
+
+
+def text_row(task: Task, text: Any, name: str) -> Row:
+    """Make a row of a text to predict, rendering a mapping of columns as training did.
+
+    Raises RequestError for what is no text, half of a character, and a missing column; each names the text.
+    """
     if isinstance(text, str):
         if task.choices is not None:
             raise RequestError(
                 f"text {name}: each row of this task brings its own choices; give a mapping with the column "
                 f"{task.choices!r} beside those of the text, or a file of such rows"
             )
-        return Row(name, text)
-    one = Table(f"text {name}", iter([(f"text {name}", dict(text))]))
+        if half_character(text):
+            raise RequestError(f"text {name} holds half of a character (a lone surrogate); remove it")
+        return Row(name, str(text))
+    if not isinstance(text, Mapping):
+        raise RequestError(f"text {name} is {text!r:.60}, which is no text; give a string or a mapping of columns")
+    record = {str(column): _plain(value) for column, value in text.items()}
+    one = Table(f"text {name}", iter([(f"text {name}", record)]))
     rows, _ = make_rows(one, _columns(task), DataConfig(train=name), need_label=False)
     return replace(rows[0], id=name)
+
+
+def _plain(value: Any) -> Any:
+    """Give a value as a file would have brought it: a number or a list where NumPy has its own, a list for a tuple."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _columns(task: Task) -> TaskConfig:
@@ -125,6 +190,9 @@ def open_classifier(
     with, 0 to answer every text. `keep` and `tokens_per_row` are a budget of one's own: the share of reasoning's gain
     on dev that mode `adaptive` has to keep, or the tokens a row that may be computed on average. Arm and mode are then
     chosen again on the run's answers to dev.
+
+    Raises RequestError for a folder that is neither, one that was changed since its training, a reasoner, and a mode
+    that the arm was not taught.
     """
     check_abstain_below(abstain_below)  # before weights are loaded
     chosen = recommended_in(Path(folder), _budget(keep, tokens_per_row, mode))
