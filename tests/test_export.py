@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -449,3 +451,26 @@ def test_what_is_interrupted_leaves_nothing(
     with pytest.raises(seen or type(raised)):
         export.write(quick_run.folder / "label_only", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+# What the page says.
+
+
+def test_the_lines_on_the_page_do_what_the_page_says(
+    exported: dict[str, tuple[Path, list[str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
+    folder = exported["label_only"][0]
+    by_hand, by_pipeline = (
+        block.replace("exported/mail", folder.as_posix()).replace("my order has not come", "alone by the gate it barks")
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        if "trl" not in block
+    )
+    for name, block in (("hand.py", by_hand), ("pipeline.py", by_pipeline.replace("complaint", "cat"))):
+        (tmp_path / name).write_text(
+            block.replace('"question": None', '"dog": None').replace("praise", "bird"), "utf-8"
+        )
+        runpy.run_path(str(tmp_path / name))
+    first, second = capsys.readouterr().out.strip().splitlines()
+    (label,) = saywhy.load(folder).predict(["alone by the gate it barks"])
+    assert first.strip() == label and f"'choice': '{label}'" in second
