@@ -184,7 +184,9 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_template_of_the_decision_is_the_prompt_of_the_run(tmp_path: Path, name: str) -> None:
-    task = replace(EMOTIONS, labels=("joy", "the"))
+    # An instruction that a template could take for its own marks, or a constant for escapes.
+    asked = 'Which "emotion" \\n \\u0041 {{ is }} {% it %}? 😀'
+    task = replace(EMOTIONS, instruction=asked, labels=("joy", "the"))
     folder = untrained(tmp_path / "model", TEMPLATES[name](), task)
     export.write(folder, tmp_path / "out", source=some_rows(tmp_path))
     encoder = load(folder).lm.encoder

@@ -73,7 +73,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of `rows` scored again: how many have the same label but for a tie, and which have another.
+    """Of `rows` scored again: how many have another label by a tie, and the ids of those that plainly have another.
 
     Of all of them, when the prompt is encoded as one text: how many give the `same_tokens` as in training, and how many
     have the `same_label` then.
@@ -231,8 +231,8 @@ def _shares(model: Any, encoder: Encoder, arm: str, prompt: Sequence[int], label
     for label in labels:
         ids = part_ids(encoder, Part("label", f" {label}", ""))
         read = torch.tensor([[*prompt, *ids]], device=model.device)
-        log_probs = model(input_ids=read, use_cache=False).logits[0].double().log_softmax(-1)
-        of_label = sum(log_probs[len(prompt) - 1 + at, token] for at, token in enumerate(ids))
+        log_probs = model(input_ids=read, use_cache=False).logits[0, len(prompt) - 1 :].double().log_softmax(-1)
+        of_label = sum(log_probs[at, token] for at, token in enumerate(ids))
         scores.append(of_label + log_probs[-1, follows].logsumexp(-1))
     return torch.stack(scores).softmax(-1).cpu().numpy()
 
