@@ -46,13 +46,13 @@ def test_reasonings_are_read_behind_either_cue(tmp_path: Path) -> None:
         line("a", "Reasoning: it sings.\nLabel: bird"),
         line("b", "Label: dog\nReasoning: it barks."),
         line("c", "Label: cat"),
-        line("d", "Reasoning: a Label: inside.\nAnd more.\nLabel: cat"),
+        line("d", "Reasoning: a Label: inside.\nLabel: too.\nLabel: cat"),
     )
     assert rows == [
         {"text": "a", "label": "bird", "reasoning": "it sings."},
         {"text": "b", "label": "dog", "reasoning": "it barks."},
         {"text": "c", "label": "cat", "reasoning": ""},
-        {"text": "d", "label": "cat", "reasoning": "a Label: inside.\nAnd more."},
+        {"text": "d", "label": "cat", "reasoning": "a Label: inside.\nLabel: too."},
     ]
     assert made.reasonings.teacher == ("column",) and "3 of them bring a reasoning" in said
 
