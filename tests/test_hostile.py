@@ -34,7 +34,7 @@ from saywhy.lm.encode import (
     render,
     text_ids,
 )
-from saywhy.lm.generate import Written
+from saywhy.lm.generate import Leaving
 from saywhy.lm.load import CUES
 from saywhy.predict import Classifier, TextClassifier
 from saywhy.prompts import Part, reasoner_pieces, row_pieces, target, task_instruction
@@ -258,7 +258,11 @@ def test_a_reasoning_is_cut_at_the_first_cue_and_scored_without_controls(
         *STEERING[name].values(),
         *text_ids(encoder, f"\n{LABEL_CUE} no\n{REASONING_CUE} else\n{LABEL_CUE} joy"),
     ]
-    monkeypatch.setattr(predict.modes, "_write", lambda *_: [Written(tuple(wrote), True, 9.0)])
+
+    def write(reading: Any, _drawn: Any, _rules: Any, leave: Callable[[Leaving], None]) -> None:
+        leave(Leaving((0,), (tuple(wrote),), (True,), reading.part([0])))
+
+    monkeypatch.setattr(predict.modes, "write", write)
     found = asked("so alone")
     assert found.reasoning == said and not found.forced
     written = (REASONING_CUE, f" {said}", f"\n{LABEL_CUE}")

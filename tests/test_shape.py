@@ -25,7 +25,7 @@ FLOORS = {
     1: {"prompts", "checks", "metrics", "trees", "tickets", "progress"},
     2: {"config", "store"},
     3: {"data", "evaluate"},
-    4: {"report", "serve", "lm"},
+    4: {"report", "card", "serve", "lm"},
     5: {"train", "teachers", "predict", "doctor"},
     6: {"reasoner", "reasonings", "classifier", "probe", "export"},
     7: {"pipeline"},
@@ -37,7 +37,7 @@ WITH_MODELS = {
     "lm", "train", "predict", "teachers", "reasoner", "classifier", "pipeline", "dryrun", "doctor", "probe", "export",
     "study", "estimator", "demo", "cli",
 }  # fmt: skip
-COMMANDS = ("demo", "init", "check", "run", "reason", "train", "evaluate", "report", "predict", "doctor")
+COMMANDS = ("demo", "init", "check", "run", "reason", "train", "evaluate", "report", "predict", "export", "doctor")
 MOST_LINES = 600
 
 

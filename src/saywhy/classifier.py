@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from saywhy import store
-from saywhy.config import Arm, Train
+from saywhy import card, store
+from saywhy.config import Arm, FromScratch, Train
 from saywhy.lm import LM
 from saywhy.metrics import accuracy, count, macro_f1, mean_recall
 from saywhy.predict import Classifier, answer
-from saywhy.prompts import MODES, Part, row_pieces, target, targets, task_instruction
+from saywhy.prompts import Part, row_pieces, target, targets, task_instruction
 from saywhy.records import Row, Task
 from saywhy.train.folder import Course, Lesson, encode
 from saywhy.train.folder import train as train_folder
@@ -72,36 +72,30 @@ def train(
     rows = _some(dev, plan.settings.dev_rows, plan.seed)
     store.write_json(folder / "task.json", asdict(task))
     train_folder(folder, plan, taught, arm.name, dev_score if rows else None, len(rows))
-    store.write_text(folder / "README.md", card(task, arm, len(taught), store.read_json(folder / "train.json")))
+    describe(folder, task, arm, plan.base, len(taught))
 
 
-def card(task: Task, arm: Arm, rows: int, facts: Mapping[str, Any]) -> str:
-    """Write the model card of an arm: what it is, what it was taught on and how it is asked."""
-    answers = ", ".join(f"`{label}`" for label in task.labels) or "one of each row's own choices"
-    kept = facts["best_step"] or facts["steps"]
-    return f"""---
-library_name: transformers
-pipeline_tag: text-classification
-tags: [saywhy]
----
-# {arm.name}
+def describe(
+    folder: Path,
+    task: Task,
+    arm: Arm,
+    base: str | FromScratch,
+    rows: int,
+    data_hash: str = "",
+    metrics: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model card of an arm's folder; with the hash of its rows and `metrics` once these are known."""
+    facts = store.read_json(folder / "train.json")
+    known = card.Known(arm.name, arm.arm, _named(base), rows, facts, data_hash, metrics)
+    store.write_text(folder / "README.md", card.write(task, known))
 
-A small language model that answers the task {task.name} ("{" ".join(task.instruction.split())}") with {answers}.
-It was made by saywhy as the arm `{arm.arm}`, trained on {rows} rows for {facts["steps"]} steps; step {kept} was kept.
-`train.json` has the figures of the training, `metrics.json` and `report.html` of its run those of the test rows.
 
-Modes: {", ".join(f"`{mode}`" for mode in MODES[arm.arm])}. Labels are scored, never parsed, and the prompt is that of
-`prompt.json`:
-
-```python
-import saywhy
-
-classifier = saywhy.load("this/folder")
-classifier(...)
-```
-
-A reasoning is what the model was taught to write beside its answer; it is no proof of how the answer came about.
-"""
+def _named(base: str | FromScratch) -> str:
+    """Name a base without the path to it: a card travels with its model."""
+    if isinstance(base, FromScratch):
+        size = base.scratch
+        return f"random weights (width {size.width}, layers {size.layers}, vocabulary {size.vocabulary})"
+    return f"the folder {Path(base).name}" if Path(base).is_dir() else base
 
 
 def _some(rows: Sequence[Row], most: int, seed: int) -> list[Row]:

@@ -63,8 +63,18 @@ def demo(
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="where to write it")] = Path("config.yaml"),
+    from_openai: Annotated[
+        Path | None, typer.Option("--from-openai", help='a .jsonl file of {"messages": …} to make rows and config from')
+    ] = None,
 ) -> None:
-    """Write a commented config.yaml."""
+    """Write a commented config.yaml, or rows and a config from a file that finetunes a model of OpenAI's."""
+    if from_openai is not None:
+        from saywhy.data.messages import import_messages
+
+        for line in import_messages(from_openai, path):
+            print(line)
+        print(f"{path} is written; name a base there, then run: saywhy check {path}")
+        return
     if path.exists():
         raise RequestError(f"{path}: there is a file already and it is left as it is; name another one")
     try:
@@ -184,6 +194,26 @@ def predict(
             print(json.dumps({"id": row.id, **asdict(prediction)}, ensure_ascii=False), flush=True)
     else:
         _show((row.text, prediction) for row, prediction in answers)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="a run or the folder of an arm", show_default=False)],
+    to: Annotated[Path, typer.Option("--to", help="a new or an empty folder", show_default=False)],
+    rows: Annotated[
+        bool | None,
+        typer.Option("--rows/--no-rows", help="the training rows for other trainers; default: where they can be had"),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--input", help="rows to score again; default: those of the run's predictions")
+    ] = None,
+) -> None:
+    """Write what transformers, vLLM and other trainers load, scored again with transformers alone."""
+    from saywhy import export as room
+
+    _quiet()
+    for line in room.write(folder, to, rows, source):
+        print(line)
 
 
 @app.command()

@@ -342,6 +342,7 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Pat
         tokens=config.evaluate.budget.tokens_per_row,
     )
     store.write_json(this.folder / "metrics.json", document)
+    _describe(this, arms, document)
     return this.folder / "metrics.json"
 
 
@@ -350,6 +351,16 @@ def _calibrate(this: Run, made: Made, fitted: Mapping[str, Mapping[str, float]])
     below = this.config.evaluate.abstain_below
     chosen = {} if below is None else {"abstain_below": below}
     store.write_json(made.folder / "calibration.json", {mode: {**entry, **chosen} for mode, entry in fitted.items()})
+
+
+def _describe(this: Run, arms: Mapping[str, Made], metrics: Mapping[str, Any]) -> None:
+    """Write the model card of every arm again, now with its figures."""
+    config, rows = this.config, this.data.train
+    for arm in config.classifier.arms:
+        if arm.name in arms:
+            base = needed_base(config, "classifier")
+            folder = arms[arm.name].folder
+            classifier.describe(folder, this.data.task, arm, base, len(rows), fingerprint(rows), metrics)
 
 
 def _cut_in_test(this: Run, made: Made) -> dict[str, int]:

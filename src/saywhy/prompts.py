@@ -92,6 +92,22 @@ def target(arm: str, label: str, reasoning: str | None) -> tuple[Part, ...]:
     raise ValueError(f"no single target for the arm {arm!r}: `both` has those of label_only and reason_then_label")
 
 
+def read_target(text: str) -> tuple[str, str, str | None]:
+    """Read a target's text, without its end, back into an arm that has such targets, the label and the reasoning.
+
+    A text without a cue is a label.
+    """
+    if text.startswith(REASONING_CUE) and f"\n{LABEL_CUE}" in text:
+        reasoning, _, label = text.removeprefix(REASONING_CUE).rpartition(f"\n{LABEL_CUE}")
+        return "reason_then_label", label.removeprefix(" "), reasoning.removeprefix(" ")
+    if not text.startswith(LABEL_CUE):
+        return "label_only", text, None
+    label, cue, reasoning = text.removeprefix(LABEL_CUE).partition(f"\n{REASONING_CUE}")
+    if not cue:
+        return "label_only", label.removeprefix(" "), None
+    return "label_then_reason", label.removeprefix(" "), reasoning.removeprefix(" ")
+
+
 def targets(arm: str, label: str, reasonings: tuple[str, ...]) -> list[tuple[Part, ...]]:
     """Write all targets of one row: one a kept reasoning, and for `both` the label-only answer beside them."""
     if arm == "label_only" or not reasonings:

@@ -108,6 +108,11 @@ def _fill(tokenizer: Any, instruction: str) -> tuple[list[dict[str, str]], str]:
     raise RequestError("the chat template loses the instruction or the text; use a base model, or repair the template")
 
 
+def takes_system(tokenizer: Any, instruction: str) -> bool:
+    """Tell whether the instruction of a run stands in a system turn; it is part of the user's where one is refused."""
+    return not _template(tokenizer) or _fill(tokenizer, instruction)[0][0]["role"] == "system"
+
+
 def _apply(tokenizer: Any, messages: list[dict[str, str]], ask: bool) -> str:
     text: str = tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=ask, enable_thinking=False

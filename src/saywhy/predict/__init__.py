@@ -5,7 +5,7 @@ from __future__ import annotations
 from saywhy.predict.folder import Classifier, check_mode, load, read_task, recommended_in
 from saywhy.predict.modes import PRUNE, answer, calibrated, confidence, mean, too_long
 from saywhy.predict.stream import answer_file, answer_source, check_output
-from saywhy.predict.texts import SHOW_PROGRESS_FROM, TextClassifier, list_texts, open_classifier, text_row
+from saywhy.predict.texts import SHOW_PROGRESS_FROM, TextClassifier, columns_of, list_texts, open_classifier, text_row
 
 __all__ = [
     "PRUNE",
@@ -18,6 +18,7 @@ __all__ = [
     "calibrated",
     "check_mode",
     "check_output",
+    "columns_of",
     "confidence",
     "list_texts",
     "load",

@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saywhy import store
-from saywhy.config import TaskConfig, locate
+from saywhy.config import locate
 from saywhy.data.read import Record, Table, open_table
 from saywhy.data.rows import rows_to_predict
-from saywhy.predict.texts import SHOW_PROGRESS_FROM, TextClassifier
+from saywhy.predict.texts import SHOW_PROGRESS_FROM, TextClassifier, columns_of
 from saywhy.progress import say, track
 from saywhy.records import Prediction, RequestError, Row, Task
 
@@ -162,8 +162,7 @@ def answer_table(answers: Sequence[Prediction], task: Task) -> Any:
 
 
 def _slices(table: Table, task: Task, size: int) -> Iterator[Slice]:
-    columns = TaskConfig(name=task.name, instruction=task.instruction, text=task.text, choices=task.choices)
-    pairs = rows_to_predict(table, columns)
+    pairs = rows_to_predict(table, columns_of(task))
     records: list[Record] = []
     rows: list[Row] = []
     characters = 0

@@ -160,7 +160,7 @@ def text_row(task: Task, text: Any, name: str) -> Row:
         raise RequestError(f"text {name} is {text!r:.60}, which is no text; give a string or a mapping of columns")
     record = {str(column): _plain(value) for column, value in text.items()}
     one = Table(f"text {name}", iter([(f"text {name}", record)]))
-    rows, _ = make_rows(one, _columns(task), DataConfig(train=name), need_label=False)
+    rows, _ = make_rows(one, columns_of(task), DataConfig(train=name), need_label=False)
     return replace(rows[0], id=name)
 
 
@@ -171,7 +171,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _columns(task: Task) -> TaskConfig:
+def columns_of(task: Task) -> TaskConfig:
     """Give the columns that training read, as the data's reader is told them."""
     return TaskConfig(name=task.name, instruction=task.instruction, text=task.text, choices=task.choices)
 
