@@ -674,3 +674,11 @@ def test_a_budget_needs_a_run(finished: toy.Done, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "both", tmp_path / "both")
     with pytest.raises(RequestError, match="is no finished run"):
         saywhy.load(tmp_path / "both", keep=0.9)
+
+
+def test_no_text_steers_the_terminal(finished: toy.Done, printed: Said) -> None:
+    steering = "\x1b]0;owned\x07\x1b[2J so \x9b31m alone"
+    assert cli.main(["predict", str(finished.folder), steering]) == 0
+    out, _ = printed()
+    assert " so " in out and not any(one in out for one in ("\x1b]", "\x1b[2J", "\x07", "\x9b"))
+    assert "\x1b" not in refused(printed, "predict", finished.folder, "--input", "a\x1b[2Jb.csv")

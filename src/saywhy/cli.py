@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -290,10 +291,15 @@ def _show(answers: Iterable[tuple[str, Prediction]]) -> None:
         # As Text, so that no bracket of a label or a text is read as a style.
         said = f"abstains (would say {prediction.label})" if prediction.abstained else prediction.label
         rating = "" if prediction.expected is None else f"  expected {prediction.expected:.2f}"
-        console.print(Text.assemble((said, "bold"), f"  {_bars(prediction)}{rating}"))
+        console.print(Text.assemble((_shown(said), "bold"), f"  {_shown(_bars(prediction))}{rating}"))
         if prediction.reasoning:
-            console.print(Text(f"  {prediction.reasoning}"))
-        console.print(Text(f"  {text if len(text) < 200 else text[:199] + '…'}", style="dim"))
+            console.print(Text(f"  {_shown(prediction.reasoning)}"))
+        console.print(Text(f"  {_shown(text if len(text) < 200 else text[:199] + '…')}", style="dim"))
+
+
+def _shown(text: str) -> str:
+    """Replace what would steer the terminal: a text may hold escape sequences, and texts come from anywhere."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(one) == "Cc" else one for one in text)
 
 
 def _bars(prediction: Prediction) -> str:
@@ -312,14 +318,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = STOPPED
     except RequestError as problem:
-        print(f"saywhy: {problem}", file=sys.stderr)
+        _fail(problem)
         return 2
     except WorkError as problem:
-        print(f"saywhy: {problem}", file=sys.stderr)
+        _fail(problem)
         return 1
     if code == STOPPED:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
     return code
+
+
+def _fail(problem: Exception) -> None:
+    print("\n".join(map(_shown, f"saywhy: {problem}".split("\n"))), file=sys.stderr)
 
 
 def entry() -> None:

@@ -155,8 +155,10 @@ class Reading:
 
         `ids` (b, q), `offset` tokens behind the end of their rows, to hidden states (b, q, d). `chain` (b, q, m + q)
         tells which of the m tokens looked at before and of the q now each one reads beside its row; what pads reads
-        none, not even itself.
+        none, not even itself. Where m is 0 those looked at before are forgotten too.
         """
+        if chain.shape[2] == ids.shape[1]:
+            self._settle()
         depth = self.ends[:, None] + offset
         self.spent = self.spent + chain.any(2).sum(1)
         self.looked = np.concatenate([self.looked, depth], 1)
