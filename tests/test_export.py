@@ -403,8 +403,10 @@ def test_rows_come_from_a_file_where_there_is_no_run(tmp_path: Path) -> None:
 
 
 def test_a_text_that_does_not_fit_is_not_scored_again_from_predictions(copied: Path, tmp_path: Path) -> None:
-    prompt = store.read_json(copied / "label_only" / "prompt.json")
-    store.write_json(copied / "label_only" / "prompt.json", {**prompt, "room": 6})
+    folder = copied / "label_only"
+    prompt = {**store.read_json(folder / "prompt.json"), "room": 6}
+    del prompt["seal"]
+    store.write_json(folder / "prompt.json", prompt)
     with pytest.raises(RequestError, match="none of its texts fits whole; give --input FILE"):
         export.write(copied / "label_only", tmp_path / "out")
 

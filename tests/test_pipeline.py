@@ -15,6 +15,7 @@ import pytest
 
 import toy
 from saywhy import evaluate, metrics, pipeline, predict, report, store
+from saywhy.lm.generate import Leaving
 from saywhy.prompts import MODES
 from saywhy.records import Candidate, Prediction, RequestError, Row, Task, WorkError
 
@@ -108,8 +109,8 @@ def test_metrics_have_the_schema_of_the_contract(finished: toy.Done) -> None:
 def test_predictions_hold_the_rows_of_the_split_and_the_columns_of_the_contract(finished: toy.Done) -> None:
     for path in (finished.folder / "predictions").iterdir():
         table = store.read_table(path)
-        columns = ["id", "text", "gold", "label", "probabilities", "reasoning", "tokens", "forced", "strict", "pruned"]
-        assert table.column_names == [*columns, "choices"]
+        columns = ["id", "text", "gold", "label", "probabilities", "reasoning", "tokens"]
+        assert table.column_names == [*columns, "prompt_tokens", "forced", "strict", "pruned", "choices"]
         arm, mode, split = path.stem.split("-")
         gold = lines(finished.data / f"{split}.jsonl")
         rows = table.to_pylist()
@@ -227,15 +228,21 @@ def test_an_answer_is_scored_after_its_own_reasoning(finished: toy.Done, monkeyp
     classifier = predict.load(finished.folder / "reason_then_label")
     rows = [Row(str(i), f"still by the lake it {verb}") for i, verb in enumerate(("purrs", "barks", "sings"))]
     own = predict.answer(classifier, rows, "reason")
-    write = predict.modes._write
+    write = predict.modes.write
 
-    def swapped(*asked: Any) -> Sequence[Any]:
-        written = write(*asked)
-        return [*written[1:], written[0]]
+    def swapped(reading: Any, drawn: Any, rules: Any, leave: Callable[[Leaving], None]) -> None:
+        """Let each row have the text of the next one."""
+        texts: dict[int, tuple[int, ...]] = {}
+        start = reading.part(range(len(drawn)))
+        write(reading, drawn, rules, lambda gone: texts.update(zip(gone.rows, gone.ids, strict=True)))
+        count = len(drawn)
+        ids = tuple(texts[(row + 1) % count] for row in range(count))
+        leave(Leaving(tuple(range(count)), ids, (True,) * count, start))
 
-    monkeypatch.setattr(predict.modes, "_write", swapped)
+    monkeypatch.setattr(predict.modes, "write", swapped)
     other = predict.answer(classifier, rows, "reason")
-    assert [one.reasoning for one in other] == [one.reasoning for one in [*own[1:], own[0]]]
+    assert sorted(str(one.reasoning) for one in other) == sorted(str(one.reasoning) for one in own)
+    assert all(one.reasoning != two.reasoning for one, two in zip(own, other, strict=True))
     for before, after in zip(own, other, strict=True):
         moved = sum(abs(before.probabilities[label] - after.probabilities[label]) for label in toy.LABELS)
         # How much it moves is the toy model's affair; scored without its reasoning it would not move at all.

@@ -87,6 +87,7 @@ def answers(
         probabilities=tuple(map(tuple, probabilities.tolist())),
         reasonings=said if reasoned else (None,) * n,
         tokens=(tokens,) * n,
+        prompt_tokens=(tokens / 2,) * n,
         forced=forced,
         strict=tuple(name if reasoned and not cut else None for cut, name in zip(forced, names, strict=True)),
         pruned=(0.0,) * n,

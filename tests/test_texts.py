@@ -309,11 +309,13 @@ def test_huge_texts_are_answered_from_files(arm: Path, tmp_path: Path, capsys: p
     big = "so alone " * (MILLION // 9)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": big}) + "\n" + json.dumps({"text": "\x00"}) + "\n")
     (tmp_path / "rows.csv").write_text(f'text\n"{big}"\n')
-    command = ["predict", str(arm), "-o", str(tmp_path / "out.jsonl"), "--input"]
-    assert cli.main([*command, str(tmp_path / "rows.jsonl")]) == 0, capsys.readouterr().err
-    assert cli.main([*command, str(tmp_path / "rows.csv")]) == 2
+    (tmp_path / "larger.csv").write_text(f'text\n"{big * 17}"\n')
+    command = ["predict", str(arm), "--overwrite", "-o", str(tmp_path / "out.jsonl"), "--input"]
+    for name in ("rows.jsonl", "rows.csv"):
+        assert cli.main([*command, str(tmp_path / name)]) == 0, capsys.readouterr().err
+    assert cli.main([*command, str(tmp_path / "larger.csv")]) == 2
     error = capsys.readouterr().err
-    assert "rows.csv, line 2: field larger than field limit" in error and "save the texts as .jsonl" in error
+    assert "larger.csv, line 2: field larger than field limit" in error and "save the texts as .jsonl" in error
 
 
 BINARY = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\xff\xfe"

@@ -100,9 +100,9 @@ class Prediction:
     probabilities: Mapping[str, float]
     reasoning: str | None = None
     tokens: float = 0.0
-    prompt_tokens: float = 0.0
     forced: bool = False
     strict: str | None = None
     pruned: float = 0.0
     expected: float | None = None
     abstained: bool = False
+    prompt_tokens: float = 0.0
