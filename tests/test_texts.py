@@ -360,3 +360,13 @@ def test_a_loaded_folder_takes_the_columns_that_training_read(arm: Path, tmp_pat
     with pytest.raises(RequestError, match="text 0: there is no column 'title'"):
         loaded(frame[["body"]])
     assert predict.list_texts(frame)[1] == {"body": "so alone", "title": "b"}
+
+
+def test_what_is_held_at_one_time_changes_no_answer(arm: Path) -> None:
+    texts = [text for text in ODD.values() if len(text) < 200]
+    wanted = saywhy.load(arm)(texts)
+    for most in (1, 60):
+        found = saywhy.load(arm, max_tokens_in_flight=most)(texts)
+        assert [one.label for one in found] == [one.label for one in wanted]
+    with pytest.raises(RequestError, match="max_tokens_in_flight is 0; it should be 1 or more"):
+        saywhy.load(arm, max_tokens_in_flight=0)

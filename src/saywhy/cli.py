@@ -151,6 +151,9 @@ def predict(
     tokens_per_row: Annotated[
         float | None, typer.Option("--tokens-per-row", help="budget: at most so many computed tokens a row on average")
     ] = None,
+    max_tokens_in_flight: Annotated[
+        int, typer.Option("--max-tokens-in-flight", help="tokens held at one time; less needs less memory")
+    ] = 16384,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
     """Classify texts, or the rows of a file of any length.
@@ -173,7 +176,14 @@ def predict(
             )
         room.check_output(source, output, overwrite)
     _quiet()
-    classifier = room.open_classifier(folder, mode, abstain_below, keep=keep, tokens_per_row=tokens_per_row)
+    classifier = room.open_classifier(
+        folder,
+        mode,
+        abstain_below,
+        keep=keep,
+        tokens_per_row=tokens_per_row,
+        max_tokens_in_flight=max_tokens_in_flight,
+    )
     if not classifier.is_calibrated:
         print(
             f"the probabilities of mode {classifier.mode} are not calibrated; a run with that mode in "

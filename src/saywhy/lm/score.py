@@ -24,7 +24,7 @@ class Trie:
 
     `token`, `parent`, `depth` (n,) int64. `ends` holds for each answer the nodes that complete it. `under` (n, n) bool:
     `under[i, j]` where j is i or one of its ancestors, the root left out. `column` (n,) int64 is each token's place in
-    `tokens`, the sorted tokens that occur.
+    `tokens`, the sorted tokens that occur. `onward` (n,) int64 is a node's only child where that goes on too, else 0.
     """
 
     token: Ints
@@ -34,6 +34,7 @@ class Trie:
     under: Bools
     tokens: Ints
     column: Ints
+    onward: Ints
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,20 @@ def trie_of(answers: Sequence[Sequence[Sequence[int]]]) -> Trie:
         under[at, [places[path[:n]] for n in range(1, len(path) + 1)]] = True
     token = np.array([path[-1] if path else 0 for path in places], dtype=np.int64)
     tokens, column = np.unique(token, return_inverse=True)
+    parent = np.array([places[path[:-1]] for path in places], dtype=np.int64)
+    children = np.bincount(parent[1:], minlength=len(places))
+    onward = np.zeros(len(places), dtype=np.int64)
+    alone = [at for at in range(1, len(places)) if children[at] and children[parent[at]] == 1]
+    onward[parent[alone]] = alone
     return Trie(
         token,
-        np.array([places[path[:-1]] for path in places], dtype=np.int64),
+        parent,
         np.array([len(path) for path in places], dtype=np.int64),
         tuple(np.array([places[tuple(sequence)] for sequence in answer]) for answer in answers),
         under,
         tokens,
         column,
+        onward,
     )
 
 
@@ -131,9 +138,17 @@ class _Search:
         self.unread[nodes] = False
 
     def wanted(self) -> Ints:
-        """Choose the nodes to read next; none where all that is left is too unlikely."""
+        """Choose the nodes to read next, parents first; none where all that is left is too unlikely.
+
+        Where nothing branches off what follows is read at once, though it might turn out too unlikely: a pass costs
+        more than a token.
+        """
         best = self.known[self.complete | self.unread].max()
-        return np.flatnonzero(self.unread & (self.known > -np.inf) & (self.known >= best + self.least))
+        nodes = np.flatnonzero(self.unread & (self.known > -np.inf) & (self.known >= best + self.least))
+        wanted = [nodes]
+        while len(nodes := self.trie.onward[nodes][self.trie.onward[nodes] > 0]):
+            wanted.append(nodes)
+        return np.sort(np.concatenate(wanted))
 
     def answers(self) -> Floats:
         return np.array([np.logaddexp.reduce(self.known[nodes]) for nodes in self.trie.ends])

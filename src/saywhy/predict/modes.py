@@ -12,6 +12,7 @@ import numpy as np
 from saywhy.lm import LM
 from saywhy.lm.cache import Alone, Reading, batches, open_reading
 from saywhy.lm.encode import decode, part_ids, prompt_ids
+from saywhy.lm.forward import reads_trunk
 from saywhy.lm.generate import Leaving, Rules, Sampling, draws, write
 from saywhy.lm.score import Trie, score, trie_of
 from saywhy.metrics import apply_temperature, give_back_pruned, scale_of
@@ -24,6 +25,9 @@ from saywhy.trees import Floats, Ints
 # Rows that are held as tokens at one time, however large the file is.
 ROWS_AT_ONCE = 2048
 BUDGET = 16384
+# Where nothing is written more tokens a pass gain nothing on a CPU: they no longer fit into its caches, and rows of
+# unequal length share a batch (LOG.md, 2026-11-21).
+READ_AT_ONCE = 1024
 # A label is left out when its beginning is so much less likely than the best label (design: Labels are scored).
 PRUNE = 1e-4
 # Reasonings sampled for a vote, and how they are drawn: as the candidates of a teacher are by default.
@@ -109,9 +113,15 @@ def _asked(
     trunk = classifier.trunk
     part = 0.0 if trunk is None else len(trunk.ids) / len(rows)
     # A row is held with all that may be written behind it.
-    lengths = [max(1, way.texts) * (len(head) + len(cue) + bool(way.texts) * lm.encoder.prompt.limit) for head in heads]
-    found: dict[int, Prediction] = {}
     known = 0 if trunk is None else len(trunk.ids)
+    copied = 0 if trunk is not None and reads_trunk(lm.model) else known
+    lengths = [
+        max(1, way.texts) * (len(head) - known + copied + len(cue) + bool(way.texts) * lm.encoder.prompt.limit)
+        for head in heads
+    ]
+    if not way.texts and lm.model.device.type == "cpu":
+        budget = min(budget, READ_AT_ONCE)
+    found: dict[int, Prediction] = {}
     for places in batches(lengths, budget if lm.reads_trees else 0):
         reading = open_reading(lm.model, trunk, [np.append(heads[at], cue) for at in places])
         batch = Batch(

@@ -132,7 +132,7 @@ def _settings(classifier: TextClassifier) -> dict[str, object]:
     if model.folder is None:
         raise RequestError("a classifier in memory answers no files; save it and load its folder")
     options = {field.name: getattr(classifier, field.name) for field in dataclasses.fields(classifier)}
-    del options["classifier"]
+    del options["classifier"], options["max_tokens_in_flight"]
     hashed = store.sha256_folder(model.folder)
     return {**options, "threshold": model.threshold, "model": hashed, "slice": [ROWS_PER_SLICE, CHARACTERS_PER_SLICE]}
 

@@ -15,7 +15,7 @@ from saywhy.data.read import Table
 from saywhy.data.rows import make_rows
 from saywhy.evaluate import Budget
 from saywhy.predict.folder import Classifier, check_mode, load, recommended_in
-from saywhy.predict.modes import answer, calibrated, calibrated_as
+from saywhy.predict.modes import BUDGET, answer, calibrated, calibrated_as
 from saywhy.records import Prediction, RequestError, Row, Task
 from saywhy.trees import Floats
 
@@ -33,14 +33,18 @@ class TextClassifier:
     pyarrow Table, a data set. All methods raise RequestError for what is no text and for a missing column.
 
     An answer abstains where its label is less likely than `abstain_below`; None is what the mode was evaluated with.
+    `max_tokens_in_flight` bounds the tokens that the model holds at one time, whatever the number of texts.
     """
 
     classifier: Classifier
     mode: str
     abstain_below: float | None = None
+    max_tokens_in_flight: int = BUDGET
 
     def __post_init__(self) -> None:
         check_abstain_below(self.abstain_below)
+        if self.max_tokens_in_flight < 1:
+            raise RequestError(f"max_tokens_in_flight is {self.max_tokens_in_flight}; it should be 1 or more")
 
     @overload
     def __call__(self, texts: Text, mode: str | None = None) -> Prediction: ...
@@ -105,7 +109,7 @@ class TextClassifier:
         return self._answer(rows, mode)
 
     def _answer(self, rows: Sequence[Row], mode: str, title: str = "") -> list[Prediction]:
-        found = answer(self.classifier, rows, mode, title=title)
+        found = answer(self.classifier, rows, mode, self.max_tokens_in_flight, title)
         return list(calibrated(self.classifier, found, mode, self.abstain_below))
 
 
@@ -183,13 +187,15 @@ def open_classifier(
     *,
     keep: float | None = None,
     tokens_per_row: float | None = None,
+    max_tokens_in_flight: int = BUDGET,
 ) -> TextClassifier:
     """Load a model folder, or a run's recommended arm and mode, as a function from texts to predictions.
 
     `abstain_below` is the least probability that the label of an answer may have; None for what the run was evaluated
     with, 0 to answer every text. `keep` and `tokens_per_row` are a budget of one's own: the share of reasoning's gain
     on dev that mode `adaptive` has to keep, or the tokens a row that may be computed on average. Arm and mode are then
-    chosen again on the run's answers to dev.
+    chosen again on the run's answers to dev. `max_tokens_in_flight` bounds the tokens that are held at one time, and so
+    the memory.
 
     Raises RequestError for a folder that is neither, one that was changed since its training, a reasoner, and a mode
     that the arm was not taught.
@@ -201,7 +207,7 @@ def open_classifier(
     check_mode(classifier, asked)
     if chosen.threshold is not None:
         classifier = replace(classifier, threshold=chosen.threshold)
-    return TextClassifier(classifier, asked, abstain_below)
+    return TextClassifier(classifier, asked, abstain_below, max_tokens_in_flight)
 
 
 def _budget(keep: float | None, tokens_per_row: float | None, mode: str | None) -> Budget | None:
