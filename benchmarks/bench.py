@@ -54,6 +54,7 @@ class Workload:
     arm: str
     mode: str
     steps: int
+    rows_per_step: int
 
 
 def folder_of(variable: str) -> Path:
@@ -71,14 +72,14 @@ def workload(name: str) -> Workload:
         train, test = (_rows(data / "banking77" / f"{part}.jsonl") for part in ("train", "test"))
         labels = tuple(sorted({row.label or "" for row in train}))
         task = Task("banking77", "Which intent does the customer have?", labels)
-        return Workload(name, task, train, test, {}, "label_only", "label", 200)
+        return Workload(name, task, train, test, {}, "label_only", "label", 200, 32)
     task = Task("emotion", "Which emotion does the writer express?", tuple(EMOTIONS), EMOTIONS)
     test = _rows(data / "emotion" / "test.jsonl")
     if name == "emotion-label":
-        return Workload(name, task, _rows(data / "emotion" / "train.jsonl"), test, {}, "label_only", "label", 120)
+        return Workload(name, task, _rows(data / "emotion" / "train.jsonl"), test, {}, "label_only", "label", 120, 32)
     why = data / "emotion-why" / "train.jsonl"
     kept = {f"{at}": (record["reasoning"],) for at, record in enumerate(_records(why))}
-    return Workload(name, task, _rows(why), test, kept, "reason_then_label", "reason", 120)
+    return Workload(name, task, _rows(why), test, kept, "reason_then_label", "reason", 120, 32)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -118,7 +119,7 @@ def trained(given: Workload) -> Path:
     settings = Train.model_validate(
         {
             "steps": given.steps,
-            "rows_per_step": 32,
+            "rows_per_step": given.rows_per_step,
             "optimizer": "muon",
             "learning_rate": 5e-3,
             "weight_decay": 0.2,

@@ -149,3 +149,18 @@ def test_batches_keep_to_the_budget_and_have_every_row_once(lengths: list[int], 
     cut = list(batches(lengths, budget))
     assert sorted(at for batch in cut for at in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or len(batch) * max(lengths[at] for at in batch) <= budget for batch in cut)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_read_in_several_passes_are_those_of_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = np.array([5, 6, 7])
+    rows = [np.concatenate([trunk, np.arange(5, 6 + at)]) for at in range(7)]
+    monkeypatch.setattr("saywhy.lm.cache.READ_AT_ONCE", 15)
+    reading = open_reading(model(name), read_trunk(model(name), trunk), rows)
+    assert_at_the_end(name, reading, rows)
+    rows = [np.append(row, [9, 8, 7]) for row in rows]
+    reading.read(rows)
+    assert_at_the_end(name, reading, rows)
+    rows = [np.append(row, 6) for row in rows]
+    reading.step(np.full(7, 6))
+    assert_at_the_end(name, reading, rows)

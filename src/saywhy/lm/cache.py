@@ -18,6 +18,9 @@ from saywhy.trees import Ints, common
 
 # Places that a cache is given beyond those it needs, so that most written tokens find one.
 ROOM = 32
+# Tokens that one pass reads of many rows: of more, what a layer hands to the next no longer fits into a CPU's caches
+# (LOG.md, 2026-11-21).
+READ_AT_ONCE = 1024
 # What models of different kinds call that which they hand on from token to token.
 CARRIED = ("past_key_values", "cache_params", "state")
 
@@ -100,6 +103,19 @@ def _behind(keys: Tensor, values: Tensor, rows: int) -> _Layer:
     return layer
 
 
+def _of_rows(cache: Cache, rows: Tensor) -> Cache:
+    """Copy some rows of a cache, which may be empty."""
+    if not cache.layers:
+        return Cache(layer_class_to_replicate=_Layer)
+    return Cache(layers=[layer.part(rows) for layer in cache.layers])
+
+
+def _joined(layers: Sequence[_Layer]) -> _Layer:
+    """Put the rows of several layers of one length below each other."""
+    keys, values = (torch.cat(parts) for parts in zip(*(layer.held() for layer in layers), strict=True))
+    return _behind(keys, values, len(keys))
+
+
 class Reading:
     """Rows behind a trunk: what was read of each, with its keys and values.
 
@@ -171,7 +187,7 @@ class Reading:
         other = copy.copy(self)
         taken = np.array(rows, dtype=np.int64)
         places = torch.from_numpy(taken).to(self.hidden.device)
-        other.cache = Cache(layers=[layer.part(places) for layer in self.cache.layers])
+        other.cache = _of_rows(self.cache, places)
         other.hidden = self.hidden[places]
         other.ids, other.depth, other.valid = self.ids[taken], self.depth[taken], self.valid[taken]
         other.looked, other.ends, other.spent = self.looked[taken], self.ends[taken], self.spent[taken]
@@ -210,6 +226,20 @@ class Reading:
     @torch.inference_mode()
     def _forward(self, ids: Ints, query: Ints, key: Ints, seen: NDArray[np.bool_]) -> Tensor:
         """Run the decoder over `ids` (b, q) at depths `query`; `seen` (b, q, k): which keys, of depths `key`."""
+        rows = max(1, READ_AT_ONCE // ids.shape[1])
+        # A token a row is one product with every weight, and the more rows share it the better.
+        if ids.shape[1] == 1 or len(ids) <= rows or self.model.device.type != "cpu":
+            return self._pass(self.cache, ids, query, key, seen)
+        parts = np.array_split(np.arange(len(ids)), -(-len(ids) // rows))
+        caches = [_of_rows(self.cache, torch.from_numpy(part)) for part in parts]
+        found = [
+            self._pass(one, ids[part], query[part], key[part], seen[part])
+            for one, part in zip(caches, parts, strict=True)
+        ]
+        self.cache = Cache(layers=[_joined(layers) for layers in zip(*(one.layers for one in caches), strict=True)])
+        return torch.cat(found)
+
+    def _pass(self, cache: Cache, ids: Ints, query: Ints, key: Ints, seen: NDArray[np.bool_]) -> Tensor:
         device = self.model.device
         key, seen = key[:, self.apart :], seen[:, :, self.apart :]
 
@@ -221,7 +251,7 @@ class Reading:
             input_ids=torch.from_numpy(ids).to(device),
             position_ids=torch.from_numpy(query).to(device),
             attention_mask=by_layer(self.model, inside),
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
             **({"trunk": self.trunk} if self.trunk else {}),
         )

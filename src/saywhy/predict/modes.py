@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from saywhy.lm import LM
-from saywhy.lm.cache import Alone, Reading, batches, open_reading
+from saywhy.lm.cache import READ_AT_ONCE, Alone, Reading, batches, open_reading
 from saywhy.lm.encode import decode, part_ids, prompt_ids
 from saywhy.lm.forward import reads_trunk
 from saywhy.lm.generate import Leaving, Rules, Sampling, draws, write
@@ -25,9 +25,6 @@ from saywhy.trees import Floats, Ints
 # Rows that are held as tokens at one time, however large the file is.
 ROWS_AT_ONCE = 2048
 BUDGET = 16384
-# Where nothing is written more tokens a pass gain nothing on a CPU: they no longer fit into its caches, and rows of
-# unequal length share a batch (LOG.md, 2026-11-21).
-READ_AT_ONCE = 1024
 # A label is left out when its beginning is so much less likely than the best label (design: Labels are scored).
 PRUNE = 1e-4
 # Reasonings sampled for a vote, and how they are drawn: as the candidates of a teacher are by default.
@@ -111,18 +108,18 @@ def _asked(
     trie = cache(lambda labels: trie_of(_sequences(classifier, labels)))
     tries = [trie(row.choices or classifier.task.labels) for row in rows]
     trunk = classifier.trunk
-    part = 0.0 if trunk is None else len(trunk.ids) / len(rows)
-    # A row is held with all that may be written behind it.
     known = 0 if trunk is None else len(trunk.ids)
-    copied = 0 if trunk is not None and reads_trunk(lm.model) else known
-    lengths = [
-        max(1, way.texts) * (len(head) - known + copied + len(cue) + bool(way.texts) * lm.encoder.prompt.limit)
-        for head in heads
+    part = known / len(rows)
+    own = [len(head) - (known if reads_trunk(lm.model) else 0) + len(cue) for head in heads]
+    held = [
+        len(trie.token) + (way.texts * (length + lm.encoder.prompt.limit) if way.texts else length)
+        for trie, length in zip(tries, own, strict=True)
     ]
-    if not way.texts and lm.model.device.type == "cpu":
-        budget = min(budget, READ_AT_ONCE)
+    if not way.texts:
+        # Batches as small as one pass reads: rows of unequal length then share few of them.
+        held = [max(one, length * budget // READ_AT_ONCE) for one, length in zip(held, own, strict=True)]
     found: dict[int, Prediction] = {}
-    for places in batches(lengths, budget if lm.reads_trees else 0):
+    for places in batches(held, budget if lm.reads_trees else 0):
         reading = open_reading(lm.model, trunk, [np.append(heads[at], cue) for at in places])
         batch = Batch(
             classifier,
