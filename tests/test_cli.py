@@ -682,3 +682,18 @@ def test_no_text_steers_the_terminal(finished: toy.Done, printed: Said) -> None:
     out, _ = printed()
     assert " so " in out and not any(one in out for one in ("\x1b]", "\x1b[2J", "\x07", "\x9b"))
     assert "\x1b" not in refused(printed, "predict", finished.folder, "--input", "a\x1b[2Jb.csv")
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate"])
+def test_a_budget_on_the_command_line_is_one_of_the_config(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Said
+) -> None:
+    seen = []
+    monkeypatch.setattr(pipeline, "run", lambda settings, *_, **__: seen.append(settings.evaluate.budget) or tmp_path)
+    monkeypatch.setattr(cli, "_finish", lambda _: None)
+    config = tmp_path / "c.yaml"
+    config.write_text("task: {name: a, instruction: b}\ndata: {train: x.csv}\nbase: scratch\n")
+    assert cli.main([command, str(config), "--keep", "0.8"]) == 0
+    assert cli.main([command, str(config), "--tokens-per-row", "70.5"]) == 0
+    assert [(one.keep, one.tokens_per_row) for one in seen] == [(0.8, None), (0.95, 70.5)]
+    assert "evaluate.budget.keep" in refused(printed, command, config, "--keep", "1.5")

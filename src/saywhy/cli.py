@@ -31,6 +31,12 @@ app = typer.Typer(
 ConfigFile = Annotated[Path, typer.Argument(help="the config; `saywhy init` writes one", show_default=False)]
 Folder = Annotated[Path | None, typer.Option("--output", "-o", help="the run's folder; default runs/<task.name>")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="replace a value of the config: data.rows=64")]
+Keep = Annotated[
+    float | None, typer.Option(help="budget: this share of reasoning's gain on dev, such as 0.9, at the least cost")
+]
+TokensPerRow = Annotated[
+    float | None, typer.Option("--tokens-per-row", help="budget: at most so many computed tokens a row on average")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -95,9 +101,15 @@ def check(config: ConfigFile, sets: Sets = None) -> None:
 
 
 @app.command()
-def run(config: ConfigFile, output: Folder = None, sets: Sets = None) -> None:
+def run(
+    config: ConfigFile,
+    output: Folder = None,
+    sets: Sets = None,
+    keep: Keep = None,
+    tokens_per_row: TokensPerRow = None,
+) -> None:
     """Do the whole method, from labelled rows to a report."""
-    _finish(_until("report", config, output, sets))
+    _finish(_until("report", config, output, [*(sets or ()), *_budget(keep, tokens_per_row)]))
 
 
 @app.command()
@@ -113,9 +125,15 @@ def train(config: ConfigFile, output: Folder = None, sets: Sets = None) -> None:
 
 
 @app.command()
-def evaluate(config: ConfigFile, output: Folder = None, sets: Sets = None) -> None:
+def evaluate(
+    config: ConfigFile,
+    output: Folder = None,
+    sets: Sets = None,
+    keep: Keep = None,
+    tokens_per_row: TokensPerRow = None,
+) -> None:
     """Let every arm answer dev and test and write metrics.json, after what that needs."""
-    print(f"the figures are in {_until('evaluate', config, output, sets)}")
+    print(f"the figures are in {_until('evaluate', config, output, [*(sets or ()), *_budget(keep, tokens_per_row)])}")
 
 
 @app.command()
@@ -145,12 +163,8 @@ def predict(
         float | None,
         typer.Option("--abstain-below", help="the least probability of a label, 0 to 1; default: the run's own"),
     ] = None,
-    keep: Annotated[
-        float | None, typer.Option(help="budget: this share of reasoning's gain on dev, such as 0.9, at the least cost")
-    ] = None,
-    tokens_per_row: Annotated[
-        float | None, typer.Option("--tokens-per-row", help="budget: at most so many computed tokens a row on average")
-    ] = None,
+    keep: Keep = None,
+    tokens_per_row: TokensPerRow = None,
     max_tokens_in_flight: Annotated[
         int, typer.Option("--max-tokens-in-flight", help="tokens held at one time; less needs less memory")
     ] = 16384,
@@ -236,6 +250,12 @@ def doctor() -> None:
     for name, value in room.findings():
         table.add_row(name, value)
     Console().print(table)
+
+
+def _budget(keep: float | None, tokens_per_row: float | None) -> list[str]:
+    """Write a budget given on the command line as settings of the config."""
+    given = {"keep": keep, "tokens_per_row": tokens_per_row}
+    return [f"evaluate.budget.{name}={value}" for name, value in given.items() if value is not None]
 
 
 def _until(stage: str, config: Path, output: Path | None, sets: list[str] | None) -> Path:
