@@ -16,7 +16,7 @@ import tiny
 from saywhy.lm.cache import Alone, Reading, batches, open_reading, read_trunk, shared_by
 from saywhy.trees import Ints
 
-NAMES = ("llama", "llama-tied", "qwen3", "gemma2", "gemma3", "mixtral", "mistral")
+NAMES = ("llama", "llama-tied", "qwen3", "gemma2", "gemma3", "mixtral", "mistral", "stablelm", "deepseek")
 
 
 @cache
@@ -164,3 +164,9 @@ def test_rows_read_in_several_passes_are_those_of_one(name: str, monkeypatch: py
     rows = [np.append(row, 6) for row in rows]
     reading.step(np.full(7, 6))
     assert_at_the_end(name, reading, rows)
+
+
+def test_a_path_that_leaves_the_trunk_is_refused() -> None:
+    reading = open_reading(model("llama"), read_trunk(model("llama"), [5, 6]), [np.array([5, 6, 7])])
+    with pytest.raises(ValueError, match="leaves the trunk"):
+        reading.read([np.array([5, 7, 7])])

@@ -104,3 +104,18 @@ def test_what_needs_more_than_the_budget_is_not_recommended(
         assert found["why"].startswith("Nothing needs as few as 3 tokens a row: ") and found["arm"] == "plain"
     else:
         assert found["why"].startswith(f"Of what needs at most {tokens:g} tokens a row ({left_out} of 4 need more): ")
+
+
+def test_all_of_the_gain_can_be_asked_for_whatever_the_rounding() -> None:
+    # 1 of 9 and 6 of 9: the share right alone and all that is gained add up to more than the share right in the end.
+    gold = ["sad"] * 9
+    alone = answered([("sad", 0.9)] + [("mad", 0.8 - 0.01 * i) for i in range(8)], gold, 10.0)
+    reasoned = answered([("sad", 0.9)] * 6 + [("mad", 0.9)] * 3, gold, 40.0)
+    threshold = evaluate.threshold_of(TASK, alone, reasoned, "accuracy", Budget(1.0))
+    assert mixed(TASK, alone, reasoned, threshold).labels.count("sad") == 6
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(tokens=5.0)])
+def test_without_rows_nothing_is_reasoned(budget: Budget) -> None:
+    nothing = answered([], [], 1.0)
+    assert evaluate.threshold_of(TASK, nothing, nothing, "accuracy", budget) == 0.0

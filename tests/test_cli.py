@@ -22,6 +22,7 @@ import saywhy
 import toy
 from saywhy import cli, evaluate, pipeline, store
 from saywhy.config import load as load_config
+from saywhy.evaluate.choice import mixed
 from saywhy.predict import TextClassifier
 from saywhy.records import Prediction, RequestError
 
@@ -651,7 +652,8 @@ def test_a_budget_chooses_arm_mode_and_threshold_again(finished: toy.Done) -> No
     places = [finished.folder / "predictions" / f"both-{mode}-dev.parquet" for mode in ("label", "reason")]
     answers = [evaluate.load_answers(place, of_arm.task) for place in places]
     metric = finished.metrics["recommended"]["metric"]
-    assert of_arm.arm == "both"
+    mixture = mixed(of_arm.task, *answers, of_arm.threshold)
+    assert of_arm.arm == "both" and of_arm.temperatures["adaptive"] == evaluate.temperature_of(of_arm.task, mixture)
     assert of_arm.threshold == evaluate.threshold_of(of_arm.task, *answers, metric, evaluate.Budget(tokens=1e9))
     assert saywhy.load(finished.folder / "both", keep=1.0).mode in ("label", "reason", "adaptive")
 

@@ -243,3 +243,9 @@ def test_given_reasonings_are_one_paragraph_each() -> None:
     found = given({"0": " why\n\nso ", "2": "x"})([QUESTIONS[0], QUESTIONS[2]])
     assert [draft.reasoning for draft in found] == ["why so", ""]
     assert not math.isnan(found[0].tokens) and not found[0].cut
+
+
+def test_rows_that_may_write_nothing_leave_at_once() -> None:
+    model = tiny.model("llama")
+    asked = [replace(one, draws=one.draws[:n]) for one, n in zip(prompts(2, 3), (0, 3, 4), strict=True)]
+    assert [len(one.ids) for one in generate.generate(model, asked, Rules(NOTHING, NOTHING), ROOMY)] == [0, 3, 4]

@@ -345,7 +345,7 @@ def test_an_ensemble_is_the_mean_of_label_and_reason() -> None:
         assert_close(
             both, {name: (one.probabilities[name] + two.probabilities[name]) / 2 for name in one.probabilities}
         )
-        assert both.reasoning == two.reasoning
+        assert (both.reasoning, both.forced, both.strict) == (two.reasoning, two.forced, two.strict)
     twice = sum(p.tokens for p in (*label, *reason)) - sum(p.tokens for p in found)
     heads = [prompt_ids(c.lm.encoder, ("", row.text, ""))[0] for row in ROWS]
     # What all rows share is a little shorter where the cue behind it differs.

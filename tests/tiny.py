@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
@@ -22,6 +23,7 @@ from transformers import (
     Qwen3Config,
     Qwen3NextConfig,
     RwkvConfig,
+    StableLmConfig,
 )
 
 from saywhy.lm.forward import read_paths
@@ -72,6 +74,18 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gemma3": Gemma3TextConfig(**SMALL, sliding_window=WINDOW, layer_types=MIXED, query_pre_attn_scalar=8),
     "mixtral": MixtralConfig(**SMALL, num_local_experts=3, num_experts_per_tok=2, tie_word_embeddings=False),
     "mistral": MistralConfig(**SMALL, sliding_window=WINDOW, tie_word_embeddings=False),
+    # Its layers hand nothing on to their attention that they do not know.
+    "stablelm": StableLmConfig(**{key: value for key, value in SMALL.items() if key != "head_dim"}),
+    # Its values are of another size than its keys.
+    "deepseek": DeepseekV3Config(
+        **{**{key: value for key, value in SMALL.items() if key != "head_dim"}, "num_key_value_heads": 4},
+        kv_lora_rank=16,
+        q_lora_rank=None,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=8,
+        v_head_dim=6,
+        first_k_dense_replace=2,
+    ),
 }
 # These carry state from token to token, or measure distance by place: they cannot read a tree.
 STATEFUL: dict[str, PreTrainedConfig] = {

@@ -153,7 +153,10 @@ def _asked(classifier: Classifier, folder: Path, source: str | None) -> list[Ask
     """Choose rows, spread over a file or the run's predictions, with saywhy's answers in the arm's own mode."""
     if source is not None:
         table = open_table(source, Path())
-        rows = _spread([row for _, row in rows_to_predict(table, columns_of(classifier.task))])
+        given = [row for _, row in rows_to_predict(table, columns_of(classifier.task))]
+        if not given:
+            raise RequestError(f"{table.name}: there are no rows")
+        rows = _spread(given)
         answers = answer(classifier, rows, classifier.mode)
         return [Asked(row, found.label, found.reasoning) for row, found in zip(rows, answers, strict=True)]
     named = [f"{folder.resolve().name}-{classifier.mode}-{split}.parquet" for split in ("test", "dev")]

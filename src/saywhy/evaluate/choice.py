@@ -43,11 +43,13 @@ def threshold_of(task: Task, label: Answers, reason: Answers, metric: str, budge
         counts = metrics.count(gold, mixed, alone.labels)
         return float(metrics.METRICS[metric if task.labels else "accuracy"](counts))
 
-    gain = reached(2.0) - reached(0.0)
-    if gain <= 0:
+    least, most = reached(0.0), reached(2.0)
+    # Without rows both are undefined, and nothing is gained.
+    if not most > least:
         return 0.0
     if budget.tokens is None:
-        return next(one for one in candidates if reached(one) >= reached(0.0) + budget.keep * gain)
+        enough = min(most, least + budget.keep * (most - least))
+        return next(one for one in candidates if reached(one) >= enough)
     costs = {one: np.where(sure < one, *_tokens(label, reason)).mean() for one in candidates}
     affordable = [one for one in candidates if not one or costs[one] <= budget.tokens]
     return max(affordable, key=lambda one: (reached(one), -one))

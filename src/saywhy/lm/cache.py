@@ -21,6 +21,7 @@ ROOM = 32
 # Tokens that one pass reads of many rows: of more, what a layer hands to the next no longer fits into a CPU's caches
 # (LOG.md, 2026-11-21).
 READ_AT_ONCE = 1024
+MOST_AT_ONCE = 2**30
 # What models of different kinds call that which they hand on from token to token.
 CARRIED = ("past_key_values", "cache_params", "state")
 
@@ -45,6 +46,11 @@ def read_trunk(model: Any, ids: Sequence[int] | Ints) -> Trunk:
 def shared_by(prompts: Sequence[Ints]) -> Ints:
     """Give the tokens that all prompts begin with, short of the last of each: something has to be read behind them."""
     return prompts[0][: min(min(common(prompts[0], other) for other in prompts), min(map(len, prompts)) - 1)]
+
+
+def tokens_per_pass(model: Any) -> int:
+    """Give how many tokens of many rows one pass should read at most."""
+    return READ_AT_ONCE if model.device.type == "cpu" else MOST_AT_ONCE
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -129,7 +135,8 @@ class Reading:
         shape = (len(paths), len(trunk.ids))
         # Read by all rows at once the trunk needs no copy for each; a window that ends within it needs a mask on it.
         self.trunk = trunk.layers if reads_trunk(model) else ()
-        self.apart = len(trunk.ids) if self.trunk else 0
+        self.trunk_length = len(trunk.ids)
+        self.apart = self.trunk_length if self.trunk else 0
         if trunk.layers and not self.trunk:
             self.cache = Cache(layers=[_behind(keys, values, len(paths)) for keys, values in trunk.layers])
         else:
@@ -145,6 +152,8 @@ class Reading:
     def read(self, paths: Sequence[Ints]) -> None:
         """Let each row be its path, a whole one from the first token: what it begins with and was read stays."""
         kept = np.array([min(common(self.path(row), path), len(path) - 1) for row, path in enumerate(paths)])
+        if kept.min() < self.trunk_length:
+            raise ValueError("a path leaves the trunk, which all rows of a reading share")
         self.back(kept)
         self.ends = np.array([len(path) for path in paths])
         count = self.ends - kept
@@ -226,12 +235,13 @@ class Reading:
     @torch.inference_mode()
     def _forward(self, ids: Ints, query: Ints, key: Ints, seen: NDArray[np.bool_]) -> Tensor:
         """Run the decoder over `ids` (b, q) at depths `query`; `seen` (b, q, k): which keys, of depths `key`."""
-        rows = max(1, READ_AT_ONCE // ids.shape[1])
+        rows = max(1, tokens_per_pass(self.model) // ids.shape[1])
         # A token a row is one product with every weight, and the more rows share it the better.
-        if ids.shape[1] == 1 or len(ids) <= rows or self.model.device.type != "cpu":
+        if ids.shape[1] == 1 or len(ids) <= rows:
             return self._pass(self.cache, ids, query, key, seen)
         parts = np.array_split(np.arange(len(ids)), -(-len(ids) // rows))
         caches = [_of_rows(self.cache, torch.from_numpy(part)) for part in parts]
+        self.cache = Cache(layer_class_to_replicate=_Layer)
         found = [
             self._pass(one, ids[part], query[part], key[part], seen[part])
             for one, part in zip(caches, parts, strict=True)

@@ -102,14 +102,18 @@ def attend_by_path(
     paths: Tensor | None = None,
     home: Tensor | None = None,
     trunk: Sequence[tuple[Tensor, Tensor]] = (),
+    heard: list[int] | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers calls: sdpa, but path by path where a token tree brings its paths.
 
     `query` (1, h, n, d), `key`, `value` (1, h_kv, n, d), `paths` (r, l), `home` (n,). Every path is a row of plain
     causal attention; a token that several paths share is taken from the first. Gives (1, n, h, d). With a `trunk`, each
-    layer's keys and values (1, h_kv, s, d), every token of a batch reads all of it beside what the mask says.
+    layer's keys and values (1, h_kv, s, d), every token of a batch reads all of it beside what the mask says. `heard`
+    notes that the layer was told.
     """
+    if heard is not None:
+        heard.append(1)
     if trunk:
         keys, values = trunk[module.layer_idx]
         return _behind_trunk(query, key, value, keys[0], values[0], attention_mask, rest.get("scaling")), None
@@ -131,7 +135,8 @@ def _behind_trunk(
 ) -> Tensor:
     """Attention over a trunk that stands once, `keys`, `values` (g, s, d), and over each row's own `key`, `value`.
 
-    `query` (b, h, n, d), `key`, `value` (b, g, m, d), `seen` (b, 1, n, m): (b, n, h, d). Each group of heads has one
+    `query` (b, h, n, d), `key`, `value` (b, g, m, d), `seen` (b, 1, n, m): (b, n, h, d); values may be of another
+    size than keys. Each group of heads has one
     product of all rows with the trunk, so that no row carries a copy of it.
     """
     rows, heads, n, d = query.shape
@@ -145,9 +150,9 @@ def _behind_trunk(
         near.unflatten(2, (-1, n)).masked_fill_(~seen[None], -torch.inf)
     far = asked.flatten(1, 3) @ keys.transpose(1, 2)
     weights = torch.softmax(torch.cat([far, near.flatten(1, 2)], -1), -1)
-    found = (weights[:, :, :shared] @ values).view(groups, rows, -1, d)
+    found = (weights[:, :, :shared] @ values).unflatten(1, (rows, -1))
     found = found + weights[:, :, shared:].unflatten(1, (rows, -1)) @ value.transpose(0, 1)
-    return found.view(groups, rows, -1, n, d).permute(1, 3, 0, 2, 4).reshape(rows, n, heads, d)
+    return found.unflatten(2, (-1, n)).permute(1, 3, 0, 2, 4).flatten(2, 3)
 
 
 def _along(part: Tensor, paths: Tensor) -> Tensor:
@@ -234,14 +239,30 @@ def _block_mask(subtree_end: Tensor, depth: Tensor, window: int | None) -> Any:
 
 
 def read_paths(model: Any) -> None:
-    """Let a model with sdpa attention read token trees path by path; every other attention stays as it is."""
-    if model.config.get_text_config()._attn_implementation == "sdpa":
-        AttentionInterface.register(PATHS, attend_by_path)
-        AttentionMaskInterface.register(PATHS, sdpa_mask)
-        model.set_attn_implementation(PATHS)
+    """Let a model with sdpa attention read token trees path by path; every other attention stays as it is.
+
+    So does one whose layers do not hand on what they are told: it would read a tree as if it were one text.
+    """
+    if model.config.get_text_config()._attn_implementation != "sdpa":
+        return
+    AttentionInterface.register(PATHS, attend_by_path)
+    AttentionMaskInterface.register(PATHS, sdpa_mask)
+    model.set_attn_implementation(PATHS)
+    heard: list[int] = []
+    try:
+        with torch.no_grad():
+            model.get_decoder()(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device), heard=heard)
+    except TypeError:  # it takes no word that it does not know
+        heard.clear()
+    if len(heard) != model.config.get_text_config().num_hidden_layers:
+        model.set_attn_implementation("sdpa")
 
 
 def reads_trunk(model: Any) -> bool:
-    """Tell whether a model's attention can read a trunk that stands once: ours, without windows."""
+    """Tell whether a model's attention can read a trunk that stands once: ours, without windows.
+
+    Latent attention keeps something else in the cache than the keys that it attends to.
+    """
     config = model.config.get_text_config()
-    return config._attn_implementation == PATHS and by_layer(model, lambda window: window) is None
+    plain = getattr(config, "kv_lora_rank", None) is None
+    return config._attn_implementation == PATHS and plain and by_layer(model, lambda window: window) is None

@@ -119,7 +119,8 @@ def write(reading: Reading | Alone, drawn: Sequence[Floats], rules: Rules, leave
             staying = [at for at, row in enumerate(rows) if not texts[row].done]
             if not staying:
                 return
-            reading, rows, unread = reading.part(staying), [rows[at] for at in staying], [unread[at] for at in staying]
+            reading, rows = reading.part(staying), [rows[at] for at in staying]
+            unread = [unread[at] for at in staying] if unread else []
         if unread:
             reading.step(np.array(unread, dtype=np.int64))
         spots = [drawn[row][min(len(texts[row].ids), len(drawn[row]) - 1)] if len(drawn[row]) else 0.0 for row in rows]

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from saywhy import store
-from saywhy.evaluate import Budget, load_answers, recommend, within
+from saywhy.evaluate import Budget, load_answers, recommend, temperature_of, within
 from saywhy.lm import LM
 from saywhy.lm.cache import Trunk, read_trunk
 from saywhy.lm.folder import load as load_folder
@@ -83,11 +83,15 @@ def read_task(folder: Path) -> Task:
 
 @dataclass(frozen=True)
 class Choice:
-    """A model folder, the mode to ask it in, and adaptive's threshold; None where the folder itself decides."""
+    """A model folder, the mode to ask it in, and adaptive's threshold with the temperature that belongs to it.
+
+    None where the folder itself decides.
+    """
 
     folder: Path
     mode: str | None = None
     threshold: float | None = None
+    temperature: float | None = None
 
 
 def recommended_in(folder: Path, budget: Budget | None = None) -> Choice:
@@ -124,11 +128,19 @@ def _within(run: Path, arm: str | None, budget: Budget) -> Choice:
     saved = {name: load_answers(run / "predictions" / f"{name.replace('/', '-')}-dev.parquet", task) for name in names}
     dev, thresholds = within(task, saved, metric, budget)
     kinds = {name: entry["arm"] for name, entry in arms.items() if "arm" in entry}
-    chosen = recommend(task, dev, metric, kinds=kinds, tokens=budget.tokens)
-    return Choice(run / chosen["arm"], chosen["mode"], thresholds.get(chosen["arm"]))
+    chosen = recommend(task, dev, metric, seed=document["seed"], kinds=kinds, tokens=budget.tokens)
+    folder, threshold = run / chosen["arm"], thresholds.get(chosen["arm"])
+    if threshold is None:
+        return Choice(folder, chosen["mode"])
+    return Choice(folder, chosen["mode"], threshold, temperature_of(task, dev[f"{chosen['arm']}/adaptive"]))
 
 
 def check_mode(classifier: Classifier, mode: str) -> None:
-    """Refuse a mode that the arm was not taught, with the list of those it has."""
+    """Refuse a mode that the arm was not taught, with the list of those it has, and adaptive without a threshold."""
     if mode not in classifier.modes:
         raise RequestError(f"mode {mode!r} was not taught to {classifier.arm}; it has {', '.join(classifier.modes)}")
+    if mode == "adaptive" and classifier.threshold is None:
+        raise RequestError(
+            "mode 'adaptive' needs a threshold, which `saywhy run` chooses on dev rows and keeps in calibration.json; "
+            "ask for label or reason, or name the arm's folder in a finished run"
+        )

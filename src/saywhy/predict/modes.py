@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 
 from saywhy.lm import LM
-from saywhy.lm.cache import READ_AT_ONCE, Alone, Reading, batches, open_reading
+from saywhy.lm.cache import Alone, Reading, batches, open_reading, tokens_per_pass
 from saywhy.lm.encode import decode, part_ids, prompt_ids
 from saywhy.lm.forward import reads_trunk
 from saywhy.lm.generate import Leaving, Rules, Sampling, draws, write
@@ -55,11 +54,11 @@ def answer(
         "adaptive": Way(_adaptive, LABEL_CUE, 1),
     }
     found: list[Prediction] = []
+    trunk_part = len(classifier.trunk.ids) / max(1, len(rows)) if classifier.trunk is not None else 0.0
     with track(title, len(rows), "rows", bool(title)) as advance:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
-            answers = _asked(classifier, some, ways[mode], budget, prune, advance)
-            found += answers
+            found += _asked(classifier, some, ways[mode], budget, prune, trunk_part, advance)
     return found
 
 
@@ -99,43 +98,58 @@ class Batch:
 
 
 def _asked(
-    classifier: Classifier, rows: Sequence[Row], way: Way, budget: int, prune: float, advance: Advance
+    classifier: Classifier,
+    rows: Sequence[Row],
+    way: Way,
+    budget: int,
+    prune: float,
+    trunk_part: float,
+    advance: Advance,
 ) -> list[Prediction]:
     """Answer rows batch by batch; prompts of equal length stand together, what all of them share is read once."""
-    lm = classifier.lm
+    lm, trunk = classifier.lm, classifier.trunk
     heads = [np.array(prompt_ids(lm.encoder, row_pieces(row))[0], dtype=np.int64) for row in rows]
     cue = part_ids(lm.encoder, Part("cue", way.cue, ""))
-    trie = cache(lambda labels: trie_of(_sequences(classifier, labels)))
-    tries = [trie(row.choices or classifier.task.labels) for row in rows]
-    trunk = classifier.trunk
+    shared = trie_of(_sequences(classifier, classifier.task.labels)) if classifier.task.labels else None
     known = 0 if trunk is None else len(trunk.ids)
-    part = known / len(rows)
     own = [len(head) - (known if reads_trunk(lm.model) else 0) + len(cue) for head in heads]
-    held = [
-        len(trie.token) + (way.texts * (length + lm.encoder.prompt.limit) if way.texts else length)
-        for trie, length in zip(tries, own, strict=True)
-    ]
+    held = [_held(row, length, way, shared, lm.encoder.prompt.limit) for row, length in zip(rows, own, strict=True)]
     if not way.texts:
         # Batches as small as one pass reads: rows of unequal length then share few of them.
-        held = [max(one, length * budget // READ_AT_ONCE) for one, length in zip(held, own, strict=True)]
+        most = tokens_per_pass(lm.model)
+        held = [max(one, -(-length * budget // most)) for one, length in zip(held, own, strict=True)]
     found: dict[int, Prediction] = {}
     for places in batches(held, budget if lm.reads_trees else 0):
-        reading = open_reading(lm.model, trunk, [np.append(heads[at], cue) for at in places])
+        some = [rows[at] for at in places]
         batch = Batch(
             classifier,
-            [rows[at] for at in places],
+            some,
             [heads[at] for at in places],
-            [tries[at] for at in places],
-            reading,
+            [trie_of(_sequences(classifier, row.choices)) if row.choices else _known(shared) for row in some],
+            open_reading(lm.model, trunk, [np.append(heads[at], cue) for at in places]),
             prune,
-            part,
+            trunk_part,
         )
         answers = way.ask(batch)
         advance(len(places), sum(a.tokens for a in answers), "")
-        prompts = [part + len(head) - known for head in batch.heads]
+        # A model that reads alone reads its prompt again for every part of an answer.
+        prompts = [trunk_part + len(head) - known if lm.reads_trees else 0.0 for head in batch.heads]
         for at, prompt, one in zip(places, prompts, answers, strict=True):
             found[at] = replace(one, prompt_tokens=prompt)
     return [found[at] for at in range(len(rows))]
+
+
+def _held(row: Row, length: int, way: Way, shared: Trie | None, limit: int) -> int:
+    """Bound the tokens that are held for a row: its prompt, all that may be written behind it, and its answers."""
+    # Of choices the characters, since they become tokens only in their batch.
+    answers = sum(len(choice) + 2 for choice in row.choices) if row.choices else len(_known(shared).token)
+    return answers + (way.texts * (length + limit) if way.texts else length)
+
+
+def _known(shared: Trie | None) -> Trie:
+    if shared is None:
+        raise RequestError("each row of this task has its own choices, and one brings none")
+    return shared
 
 
 def too_long(classifier: Classifier, rows: Sequence[Row]) -> dict[str, int]:
@@ -160,13 +174,14 @@ def mean(answers: Sequence[Prediction]) -> Prediction:
     shares = give_back_pruned(each, pruned, np.ones_like(each, dtype=bool)).mean(0)
     best = int(np.argmax(shares))
     written = [at for at, answer in enumerate(answers) if answer.reasoning is not None]
-    read = Counter(answer.strict for answer in answers if answer.strict is not None).most_common(1)
+    texts = [answers[at] for at in written] or answers
+    read = Counter(answer.strict for answer in texts if answer.strict is not None).most_common(1)
     return Prediction(
         label=names[best],
         probabilities=dict(zip(names, shares.tolist(), strict=True)),
         reasoning=answers[max(written, key=lambda at: each[at, best])].reasoning if written else None,
         tokens=sum(answer.tokens for answer in answers),
-        forced=all(answer.forced for answer in answers),
+        forced=all(answer.forced for answer in texts),
         strict=read[0][0] if read else None,
     )
 
@@ -209,14 +224,9 @@ def _ensemble(batch: Batch) -> list[Prediction]:
 def _adaptive(batch: Batch) -> list[Prediction]:
     """Give the label alone where it is sure enough, and reason about the other rows."""
     classifier = batch.classifier
-    if classifier.threshold is None:
-        raise RequestError(
-            "mode 'adaptive' needs a threshold, which `saywhy run` chooses on dev rows and keeps in calibration.json; "
-            "ask for label or reason, or name the arm's folder in a finished run"
-        )
     found = _label(batch)
     sure = confidence(calibrated(classifier, found, "label"))
-    unsure = np.flatnonzero(sure < classifier.threshold).tolist()
+    unsure = np.flatnonzero(sure < (classifier.threshold or 0.0)).tolist()
     if unsure:
         rest = batch.part(unsure)
         _read_on(rest, REASONING_CUE)
@@ -273,6 +283,7 @@ def _reasoned(batch: Batch, drawn: Sequence[Floats], sampling: Sampling) -> list
         whole = replace(
             batch,
             rows=[batch.rows[row] for row in gone.rows],
+            heads=[batch.heads[row] for row in gone.rows],
             tries=[batch.tries[row] for row in gone.rows],
             reading=gone.reading,
         )

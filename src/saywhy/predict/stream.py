@@ -134,7 +134,8 @@ def _settings(classifier: TextClassifier) -> dict[str, object]:
     options = {field.name: getattr(classifier, field.name) for field in dataclasses.fields(classifier)}
     del options["classifier"], options["max_tokens_in_flight"]
     hashed = store.sha256_folder(model.folder)
-    return {**options, "threshold": model.threshold, "model": hashed, "slice": [ROWS_PER_SLICE, CHARACTERS_PER_SLICE]}
+    fitted = {"threshold": model.threshold, "temperatures": model.temperatures}
+    return {**options, **fitted, "model": hashed, "slice": [ROWS_PER_SLICE, CHARACTERS_PER_SLICE]}
 
 
 def answer_table(answers: Sequence[Prediction], task: Task) -> Any:

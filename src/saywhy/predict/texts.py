@@ -203,10 +203,11 @@ def open_classifier(
     check_abstain_below(abstain_below)  # before weights are loaded
     chosen = recommended_in(Path(folder), _budget(keep, tokens_per_row, mode))
     classifier = load(chosen.folder)
+    if chosen.threshold is not None and chosen.temperature is not None:
+        fitted = {**classifier.temperatures, "adaptive": chosen.temperature}
+        classifier = replace(classifier, threshold=chosen.threshold, temperatures=fitted)
     asked = mode or chosen.mode or classifier.mode
     check_mode(classifier, asked)
-    if chosen.threshold is not None:
-        classifier = replace(classifier, threshold=chosen.threshold)
     return TextClassifier(classifier, asked, abstain_below, max_tokens_in_flight)
 
 
