@@ -79,7 +79,7 @@ def workload(name: str) -> Workload:
         return Workload(name, task, _rows(data / "emotion" / "train.jsonl"), test, {}, "label_only", "label", 120, 32)
     why = data / "emotion-why" / "train.jsonl"
     kept = {f"{at}": (record["reasoning"],) for at, record in enumerate(_records(why))}
-    return Workload(name, task, _rows(why), test, kept, "reason_then_label", "reason", 120, 32)
+    return Workload(name, task, _rows(why), test, kept, "reason_then_label", "reason", 80, 32)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -414,7 +414,7 @@ class Budget(Settings):
     tokens_per_row: float | None = Field(
         default=None,
         gt=0,
-        description="tokens a row that may be computed on average; the best on dev within them, whatever keep is",
+        description="tokens a row that may be computed on average, as dev counts them; whatever keep is",
     )
 
 

@@ -28,9 +28,9 @@ class Budget:
 def threshold_of(task: Task, label: Answers, reason: Answers, metric: str, budget: Budget) -> float:
     """The confidence of mode `label` below which mode `adaptive` reasons, chosen on the answers to the dev split.
 
-    The lowest with at least the share of reasoning's gain in the metric that is to be kept; where tokens are limited,
-    the best among those that compute no more a row, of equals the lowest. 0 where reasoning gains nothing: no row is
-    reasoned then.
+    The lowest with at least the share of reasoning's gain in the metric that is to be kept. Where tokens are limited,
+    the highest that computes no more a row: who gives tokens wants them used, unless dev says that fewer are better by
+    more than one paired standard error. 0 where reasoning gains nothing: no row is reasoned then.
     """
     gold, alone, reasoned = arrays_of(task, label).gold, arrays_of(task, label), arrays_of(task, reason)
     sure = _confidence(task, label)
@@ -52,7 +52,13 @@ def threshold_of(task: Task, label: Answers, reason: Answers, metric: str, budge
         return next(one for one in candidates if reached(one) >= enough)
     costs = {one: np.where(sure < one, *_tokens(label, reason)).mean() for one in candidates}
     affordable = [one for one in candidates if not one or costs[one] <= budget.tokens]
-    return max(affordable, key=lambda one: (reached(one), -one))
+    best = max(affordable, key=reached)
+
+    def error(threshold: float) -> float:
+        right = [np.where(sure < one, reasoned.predicted, alone.predicted) == gold for one in (best, threshold)]
+        return float((right[0].astype(float) - right[1]).std() / np.sqrt(len(gold)))
+
+    return max(one for one in affordable if reached(best) - reached(one) <= error(one))
 
 
 def within(
