@@ -54,7 +54,7 @@ def said(row: Row, task: Task) -> Prediction:
 
 
 def fake(folder: Path | None = None, task: Task = ANIMALS, mode: str = "label") -> Fake:
-    made = Fake(SimpleNamespace(task=task, folder=folder, threshold=None), mode)  # type: ignore[arg-type]
+    made = Fake(SimpleNamespace(task=task, folder=folder, threshold=None, temperatures={}), mode)  # type: ignore[arg-type]
     object.__setattr__(made, "asked", [])
     return made
 
