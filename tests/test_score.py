@@ -20,6 +20,7 @@ import tiny
 from saywhy import predict
 from saywhy.config import label_fault
 from saywhy.lm import bind
+from saywhy.lm.cache import Reading
 from saywhy.lm.encode import decode, make_encoder, prompt_ids, render, text_ids
 from saywhy.lm.generate import Leaving
 from saywhy.predict import PRUNE, Classifier
@@ -424,3 +425,13 @@ def test_rows_are_answered_in_order_however_many_are_held_at_a_time(monkeypatch:
         [[p.probabilities[label] for label in ("yes", "no")] for p in wanted],
         rtol=1e-4,
     )
+
+
+def test_what_nothing_branches_off_is_read_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = classifier("label_only", ("so many words in one label that they take a dozen tokens", "no"))
+    passes: list[int] = []
+    look = Reading.look
+    monkeypatch.setattr(Reading, "look", lambda self, ids, *rest: passes.append(ids.shape[1]) or look(self, ids, *rest))
+    answer(c, ROWS[:1], "label")
+    longest = max(len(text_ids(c.lm.encoder, f" {label}")) for label in c.task.labels)
+    assert longest > 10 and len(passes) == 1 and passes[0] >= longest
