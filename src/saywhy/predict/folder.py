@@ -51,6 +51,12 @@ class Classifier:
         """
         return read_trunk(self.lm.model, self.lm.encoder.before) if self.lm.reads_trees else None
 
+    @cached_property
+    def colons(self) -> frozenset[int]:
+        """The tokens that can end a cue, so that a written text is read for one only where it may just have ended."""
+        tokens = self.lm.encoder.tokenizer.get_vocab()
+        return frozenset(index for token, index in tokens.items() if ":" in token or token == "<0x3A>")
+
 
 def load(folder: Path) -> Classifier:
     """Load a classifier's folder.

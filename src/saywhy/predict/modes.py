@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from saywhy.lm import LM
 from saywhy.lm.cache import Alone, Reading, batches, open_reading, tokens_per_pass
 from saywhy.lm.encode import decode, part_ids, prompt_ids
 from saywhy.lm.forward import reads_trunk
@@ -265,7 +264,7 @@ def _read_on(batch: Batch, cue: str) -> None:
 def _reasoned(batch: Batch, drawn: Sequence[Floats], sampling: Sampling) -> list[Prediction]:
     """Write a reasoning until the label's cue or the limit, put the canonical cue in its place, score the labels."""
     encoder = batch.classifier.lm.encoder
-    colons = tokens_with_colon(batch.classifier.lm)
+    colons = batch.classifier.colons
     opening = part_ids(encoder, Part("cue", REASONING_CUE, ""))
     closing = part_ids(encoder, Part("cue", f"\n{LABEL_CUE}", ""))
     found: dict[int, Prediction] = {}
@@ -293,12 +292,6 @@ def _reasoned(batch: Batch, drawn: Sequence[Floats], sampling: Sampling) -> list
     rules = Rules(frozenset([encoder.end]), encoder.controls, sampling, cue_stands)
     write(batch.reading, drawn, rules, leave)
     return [found[row] for row in range(len(batch.rows))]
-
-
-def tokens_with_colon(lm: LM) -> frozenset[int]:
-    """Give the tokens that can end a cue, so that written texts are read for one only where it may just have ended."""
-    tokens = lm.encoder.tokenizer.get_vocab()
-    return frozenset(index for token, index in tokens.items() if ":" in token or token == "<0x3A>")
 
 
 def _scored(batch: Batch) -> list[Prediction]:
