@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from saywhy.config import settings, written
+from saywhy.config import basis, reasonings, settings, written
 
 PAGE = Path(__file__).with_name("config.md")
 TABLE = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -19,7 +19,7 @@ NAMES = {str: "text", int: "whole number", float: "number", bool: "`true`, `fals
 
 def filled(page: str) -> str:
     """Give the page with every table written anew; what stands outside of the marks is left as it is."""
-    return TABLE.sub(lambda mark: mark[1] + table(getattr(settings, mark[2])) + mark[3], page)
+    return TABLE.sub(lambda mark: mark[1] + table(section(mark[2])) + mark[3], page)
 
 
 def marked(page: str) -> list[str]:
@@ -27,12 +27,18 @@ def marked(page: str) -> list[str]:
     return [mark[2] for mark in TABLE.finditer(page)]
 
 
-def table(section: type[settings.Settings]) -> str:
+def section(name: str) -> type[basis.Settings]:
+    """Give the settings of this name."""
+    found: type[basis.Settings] = getattr(settings, name, None) or getattr(reasonings, name)
+    return found
+
+
+def table(of: type[basis.Settings]) -> str:
     """Write one section's own settings as a table; what it inherits stands with the section that it inherits from."""
     lines = ["| key | takes | default | meaning |", "|---|---|---|---|"]
-    for key in section.__annotations__:
-        if key in section.model_fields:
-            field = section.model_fields[key]
+    for key in of.__annotations__:
+        if key in of.model_fields:
+            field = of.model_fields[key]
             cells = (f"`{key}`", takes(field.annotation), default(field), meaning(field))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -48,7 +54,7 @@ def takes(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         kinds = [takes(kind) for kind in get_args(annotation) if kind is not type(None)]
         return " or ".join(dict.fromkeys(kinds))
-    if isinstance(annotation, type) and issubclass(annotation, settings.Settings):
+    if isinstance(annotation, type) and issubclass(annotation, basis.Settings):
         return "mapping, below"
     if origin is tuple:
         inner = takes(get_args(annotation)[0])
@@ -61,7 +67,7 @@ def default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
     value = field.default
-    if isinstance(value, settings.Settings):
+    if isinstance(value, basis.Settings):
         return ""
     if isinstance(value, tuple):
         items = [item.name if isinstance(item, settings.Arm) else str(item) for item in value]
@@ -76,7 +82,7 @@ def meaning(field: FieldInfo) -> str:
     if field.description:
         return field.description
     kind = next((kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)), None)
-    if kind is not None and issubclass(kind, settings.Settings) and kind.__doc__:
+    if kind is not None and issubclass(kind, basis.Settings) and kind.__doc__:
         return kind.__doc__[0].lower() + kind.__doc__[1:].rstrip(".")
     return "see above"
 

@@ -64,6 +64,28 @@ class WorkedCase:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What is measured of one candidate; None where nobody measured it.
+
+    `length` counts the student's tokens. `label_share` is the share of the words that belong to names of labels, and
+    `label_at` the share of the words before the first of them (None where none is named). `twins` counts other rows of
+    which a candidate says nearly the same. `support` is log p(label | text, reasoning) - log p(label | text), `wins`
+    the label that is likeliest behind the reasoning, and `early` the support of the reasoning's first tokens alone, all
+    under a scorer that never saw the row. `likelihood` is the mean log-probability of the reasoning's tokens under the
+    student's base (ExPO's first condition). Logarithms are natural.
+    """
+
+    length: int | None = None
+    label_share: float | None = None
+    label_at: float | None = None
+    twins: int | None = None
+    support: float | None = None
+    wins: str | None = None
+    early: float | None = None
+    likelihood: float | None = None
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One reasoning written for one row, with its figures and the verdict of the checks.
 
@@ -76,6 +98,7 @@ class Candidate:
     index: int = 0
     cut: bool = False
     tokens: int = 0
+    figures: Figures = Figures()
     dropped_because: str = ""
 
     @property

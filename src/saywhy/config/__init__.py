@@ -11,11 +11,22 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from saywhy.config import written
+from saywhy.config.basis import Settings, did_you_mean
 from saywhy.config.places import FILE_SUFFIXES, Source, locate, locate_base, near_names
+from saywhy.config.reasonings import (
+    CHECKS,
+    GIVEN,
+    TEACHERS,
+    Api,
+    NamedTeacher,
+    Price,
+    Reasonings,
+    ReasoningsFile,
+    Sampling,
+)
 from saywhy.config.settings import (
     LEARNING_RATE,
     SCRATCH_LEARNING_RATE,
-    Api,
     Arm,
     Classifier,
     Config,
@@ -23,23 +34,21 @@ from saywhy.config.settings import (
     Evaluate,
     FromScratch,
     Reasoner,
-    Reasonings,
-    ReasoningsFile,
-    Sampling,
     Scratch,
-    Settings,
     Study,
     TaskConfig,
     Train,
     WorkedCases,
-    did_you_mean,
     label_fault,
 )
 from saywhy.config.written import KeyPath, Places, dotted
 from saywhy.records import RequestError
 
 __all__ = [
+    "CHECKS",
     "FILE_SUFFIXES",
+    "GIVEN",
+    "TEACHERS",
     "Api",
     "Arm",
     "Classifier",
@@ -47,6 +56,8 @@ __all__ = [
     "DataConfig",
     "Evaluate",
     "FromScratch",
+    "NamedTeacher",
+    "Price",
     "Reasoner",
     "Reasonings",
     "ReasoningsFile",
@@ -169,11 +180,13 @@ def _with_bases_and_arms(config: Config) -> Config:
 def _filled(raw: Mapping[str, Any], places: Places, folder: Path) -> dict[str, Any]:
     """Fill in what depends on the folder or on other keys: paths, learning rates, the teacher."""
     filled = dict(raw)
-    for path in (*_SOURCES, *_BASES):
+    named = _at(filled, ("reasonings", "named"))
+    own = [("reasonings", "named", name, "local") for name in (named if isinstance(named, dict) else ())]
+    for path in (*_SOURCES, *_BASES, *own):
         value = _at(filled, path)
         if isinstance(value, str) and value.strip():
             try:
-                found = locate_base(value, folder) if path in _BASES else locate(value, folder).absolute()
+                found = locate_base(value, folder) if path not in _SOURCES else locate(value, folder).absolute()
             except RequestError as error:
                 raise RequestError(f"{_place(path, places)}: {dotted(path)}: {error}") from error
             filled = written.put(filled, path, found, "")
@@ -208,7 +221,8 @@ def _keys_at(path: KeyPath) -> list[str]:
     """List the keys that the settings at a path have."""
     settings: type[Settings] = Config
     for key in path:
-        if isinstance(key, str):
+        # Names that the user gives, such as those of `named`, are no keys.
+        if isinstance(key, str) and key in settings.model_fields:
             settings = next(_settings_in(settings.model_fields[key].annotation))
     return list(settings.model_fields)
 

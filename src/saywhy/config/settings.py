@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     PlainValidator,
@@ -20,29 +16,19 @@ from pydantic import (
     model_validator,
 )
 
+from saywhy.config.basis import Items, Settings, Words, did_you_mean, to_tuple
+from saywhy.config.reasonings import Reasonings
+
 ArmName = Literal["label_only", "reason_then_label", "label_then_reason", "both"]
 ModeName = Literal["label", "reason", "explain", "vote", "ensemble", "adaptive"]
-Teacher = Literal["reasoner", "base", "column", "file", "api"]
-CheckName = Literal[
-    "empty", "too_long", "cut_off", "copy_of_text", "label_named_first", "another_label_named", "cue_inside"
-]
 # What stands in a run's folder beside the arms' own folders.
 RUN_FILES = (
-    "base", "reasoner", "reasonings", "predictions", "config.yaml", "journal.jsonl", "metrics.json", "report.html",
+    "base", "reasoner", "reasonings", "scorer-0", "scorer-1", "answers.sqlite", "predictions", "config.yaml",
+    "journal.jsonl", "metrics.json", "report.html",
 )  # fmt: skip
-CHECKS: tuple[CheckName, ...] = get_args(CheckName)
 
 LEARNING_RATE = 2e-5  # model card of syvai/emotion-reasoning-1b
 SCRATCH_LEARNING_RATE = 2e-3  # ours: random weights of a few million parameters learn too slowly at 2e-5
-
-T = TypeVar("T")
-
-
-def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """Say which known name stands nearest to a word, as the end of a sentence; "" where none is near."""
-    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
 
 def label_fault(label: str) -> str:
     """Say why a label could not be scored, "" where it can."""
@@ -54,14 +40,6 @@ def label_fault(label: str) -> str:
 
 
 # What YAML gives, made into what a field holds. A ValueError's text goes on where the key stands.
-
-
-def _to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else _to_tuple(value)
 
 
 def _check_rows(value: Any) -> int | str:
@@ -110,26 +88,8 @@ def _kind_of_base(value: Any) -> str:
     return "(text)" if isinstance(value, str) and value != "scratch" else "(mapping)"
 
 
-Items = Annotated[tuple[T, ...], BeforeValidator(_to_tuple)]
 Rows = Annotated[int | Literal["all"], PlainValidator(_check_rows)]
 Split = Annotated[str | float, PlainValidator(_check_split)]
-Words = Annotated[str, Field(min_length=1, pattern=r"\S")]
-
-
-class Settings(BaseModel):
-    """Settings that are frozen and refuse what they do not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _spell_out(cls, value: Any) -> Any:
-        return {} if value is None else cls._written(value)
-
-    @classmethod
-    def _written(cls, value: Any) -> Any:
-        """Spell out what was written short."""
-        return value
 
 
 class TaskConfig(Settings):
@@ -162,7 +122,7 @@ class DataConfig(Settings):
     dev: Split = Field(default=0.1, description="likewise, or a share of train; ours: customary")
     test: Split = Field(default=0.2, description="likewise; a share is cut off first; ours: customary")
     id: Words | None = Field(default=None, description="the column of unique ids; null: a hash of the row's columns")
-    label_names: Annotated[tuple[str, ...] | None, BeforeValidator(_to_tuple)] = Field(
+    label_names: Annotated[tuple[str, ...] | None, BeforeValidator(to_tuple)] = Field(
         default=None, description="names of integer labels from 0 on; null: the data set's own, where it has them"
     )
     rows: Rows = Field(default="all", description="a number draws that many training rows: seeded, stratified, nested")
@@ -299,62 +259,6 @@ class Reasoner(Settings):
     train: ReasonerTrain = ReasonerTrain()
 
 
-class ReasoningsFile(Settings):
-    """A file that brings reasonings by row id."""
-
-    path: Words = Field(description="a file, a folder or a hub id; 'id:split' picks a part")
-    id: Words = Field(default="id", description="the column with the ids of training rows")
-    reasoning: Words = Field(default="reasoning", description="a column or a template, as task.text")
-
-
-class Api(Settings):
-    """An OpenAI-compatible server that writes reasonings."""
-
-    base_url: Words | None = Field(default=None, description="null: the client's own")
-    model: Words | None = Field(default=None, description="the server's name for its model; no default")
-    key_env: Words = Field(default="OPENAI_API_KEY", description="the environment variable that holds the key")
-    concurrency: int = Field(default=8, ge=1, description="requests under way at once; ours")
-
-
-class Sampling(Settings):
-    """How a teacher's words are drawn."""
-
-    temperature: float = Field(default=0.8, ge=0, description="ours: candidates should differ; 0 is greedy")
-    top_p: float = Field(default=0.95, gt=0, le=1, description="ours, as temperature")
-    max_tokens: int = Field(default=256, ge=1, description="the limit of one reasoning; ours")
-
-
-class Reasonings(Settings):
-    """Who writes the reasonings and which of them are kept."""
-
-    teacher: Annotated[tuple[Teacher, ...], BeforeValidator(_one_or_more)] = Field(
-        default=(), description="absent: the reasoner where there are worked cases, else nobody"
-    )
-    column: Words = Field(default="reasoning", description="the training rows' column, for the teacher column")
-    file: ReasoningsFile | None = None
-    api: Api = Api()
-    sampling: Sampling = Sampling()
-    candidates: int = Field(default=4, ge=1, description="written per row; ours: the checks need a choice")
-    per_row: int = Field(default=1, ge=1, description="kept per row; both papers have one")
-    replace: Literal["none"] = Field(default="none", description="what stands in for the reasonings, as a control")
-    checks: Items[CheckName] = Field(
-        default=CHECKS, description="rules that drop a reasoning; ours: the first paper had none"
-    )
-    too_long_tokens: int = Field(
-        default=256, ge=1, description="the limit of the check too_long; as sampling.max_tokens"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Reasonings:
-        if len(set(self.teacher)) < len(self.teacher) or len(set(self.checks)) < len(self.checks):
-            raise ValueError("teacher and checks name each of theirs once")
-        if "file" in self.teacher and self.file is None:
-            raise ValueError("the teacher file needs file: {path: …}")
-        if self.per_row > self.candidates:
-            raise ValueError(f"per_row ({self.per_row}) is more than candidates ({self.candidates})")
-        return self
-
-
 class Arm(Settings):
     """One way to train a classifier, under a name of its own."""
 
@@ -431,7 +335,7 @@ class Evaluate(Settings):
         default=200, ge=0, description="rows that are explained after their label; ours: enough to read"
     )
     bootstrap: int = Field(default=2000, ge=100, description="resamples behind each interval; customary")
-    modes: Annotated[tuple[ModeName, ...] | None, BeforeValidator(_to_tuple)] = Field(
+    modes: Annotated[tuple[ModeName, ...] | None, BeforeValidator(to_tuple)] = Field(
         default=None,
         description="only these modes, where an arm was taught them; null: all but vote and ensemble, which cost more",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saywhy.lm.cache import Alone, Reading, batches, open_reading, read_trunk, shared_by
+from saywhy.lm.cache import Alone, Reading, Trunk, batches, open_reading, read_trunk, shared_by
 from saywhy.lm.forward import head
 from saywhy.trees import Floats, Ints
 
@@ -63,29 +63,44 @@ def draws(limit: int, *key: object) -> Floats:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(limit)
 
 
-@torch.inference_mode()
 def generate(model: Any, prompts: Sequence[Asked], rules: Rules, budget: int, padded: bool = True) -> list[Written]:
     """Continue every prompt until it ends, or to the end of its draws; answers keep the order of prompts.
+
+    `budget` and `padded` as in `generate_each`.
+    """
+    written = dict(pair for batch in generate_each(model, prompts, rules, budget, padded) for pair in batch)
+    return [written[at] for at in range(len(prompts))]
+
+
+def generate_each(
+    model: Any, prompts: Sequence[Asked], rules: Rules, budget: int, padded: bool = True
+) -> Iterator[list[tuple[int, Written]]]:
+    """Continue every prompt as `generate` does, and give each batch when it is done, with the places of its prompts.
 
     `budget` bounds prompt and written tokens of a batch together. `padded` is False for models that can read no mask of
     ours: their rows are written one by one.
     """
-    written: list[Written | None] = [None] * len(prompts)
     trunk = read_trunk(model, shared_by([one.ids for one in prompts])) if padded and prompts else None
     part = 0.0 if trunk is None else len(trunk.ids) / len(prompts)
-
-    def note(batch: Sequence[int]) -> Callable[[Leaving], None]:
-        def leave(rows: Leaving) -> None:
-            for row, ids, ended, tokens in zip(rows.rows, rows.ids, rows.ended, rows.reading.spent, strict=True):
-                written[batch[row]] = Written(ids, ended, part + int(tokens))
-
-        return leave
-
     # Without padding no budget is large enough for two rows.
     for batch in batches([len(one.ids) + len(one.draws) for one in prompts], budget if padded else 0):
-        reading = open_reading(model, trunk, [prompts[at].ids for at in batch])
-        write(reading, [prompts[at].draws for at in batch], rules, note(batch))
-    return [one for one in written if one is not None]
+        yield _written(model, trunk, [prompts[at] for at in batch], batch, rules, part)
+
+
+@torch.inference_mode()
+def _written(
+    model: Any, trunk: Trunk | None, prompts: Sequence[Asked], places: Sequence[int], rules: Rules, part: float
+) -> list[tuple[int, Written]]:
+    """Write one batch; `part` is what each prompt has of the trunk's tokens."""
+    done: list[tuple[int, Written]] = []
+
+    def leave(rows: Leaving) -> None:
+        for row, ids, ended, tokens in zip(rows.rows, rows.ids, rows.ended, rows.reading.spent, strict=True):
+            done.append((places[row], Written(ids, ended, part + int(tokens))))
+
+    reading = open_reading(model, trunk, [one.ids for one in prompts])
+    write(reading, [one.draws for one in prompts], rules, leave)
+    return sorted(done, key=lambda pair: pair[0])
 
 
 @dataclass(frozen=True)

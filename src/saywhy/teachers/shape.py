@@ -1,0 +1,65 @@
+"""What a teacher is: a function from questions to drafts, and what identifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row put to a teacher, and which candidate is asked for.
+
+    `pieces` are what the teacher sees, `literal, value, literal, …`, so that what does not fit is cut from the longest
+    value.
+    """
+
+    row_id: str
+    pieces: tuple[str, ...]
+    index: int
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One attempt of a teacher: a paragraph, or why there is none.
+
+    `cut` says that it reached its limit before it ended. `tokens` were written and `prompt_tokens` read, `seconds` it
+    took, and `cost` is in the currency of the price, None where nobody reckons it. `failed` is "" for an answer.
+    """
+
+    reasoning: str
+    cut: bool = False
+    tokens: int = 0
+    prompt_tokens: int = 0
+    seconds: float = 0.0
+    cost: float | None = None
+    failed: str = ""
+
+
+# Drafts come with the place of their question, in any order and as soon as they are there. A failed attempt is given
+# too; another one at the same question may follow.
+Teacher = Callable[[Sequence[Question]], Iterator[tuple[int, Draft]]]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A teacher under its name, not yet begun: `begin` loads a model or connects, and gives the teacher.
+
+    `identity` is everything but the questions that its texts depend on (model and revision, instruction, sampling,
+    seed), as plain values. `at_once` questions are asked together; of a `remote` one, which may cost money, only those
+    without an answer are asked, and each answer is kept before the next. What is `given` came with the rows: it is
+    asked for one candidate.
+    """
+
+    name: str
+    identity: Mapping[str, object]
+    begin: Callable[[], Teacher]
+    at_once: int = 128
+    remote: bool = False
+    given: bool = False
+    sampling: Mapping[str, object] = field(default_factory=dict)
+
+
+def paragraph(text: str) -> str:
+    """Store a reasoning as one paragraph."""
+    return " ".join(text.split())
