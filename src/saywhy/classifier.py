@@ -27,12 +27,24 @@ METRICS = {"macro_f1": macro_f1, "accuracy": accuracy, "mean_recall": mean_recal
 SAMPLED_STEPS = 8
 
 
-def lessons(arm: str, rows: Sequence[Row], kept: Mapping[str, tuple[str, ...]]) -> list[Lesson]:
-    """Turn labelled rows into lessons; a row without a kept reasoning has its label-only target in every arm."""
-    return [
-        Lesson(row.id, row_pieces(row), tuple(targets(arm, row.label or "", kept.get(row.id, ()))), row.label or "")
-        for row in rows
-    ]
+def lessons(
+    arm: str,
+    rows: Sequence[Row],
+    kept: Mapping[str, tuple[str, ...]],
+    weights: Mapping[str, int] | None = None,
+) -> list[Lesson]:
+    """Turn labelled rows into lessons; a row without a kept reasoning has its label-only target in every arm.
+
+    A row with a weight of m becomes m lessons that share its reasonings, in every arm alike.
+    """
+    made = []
+    for row in rows:
+        some, times = kept.get(row.id, ()), (weights or {}).get(row.id, 1)
+        for k in range(times):
+            name = row.id if k == 0 else f"{row.id}#{k + 1}"
+            parts = tuple(targets(arm, row.label or "", some[k::times]))
+            made.append(Lesson(name, row_pieces(row), parts, row.label or ""))
+    return made
 
 
 def shown(task: Task, rows: Sequence[Row]) -> list[str]:

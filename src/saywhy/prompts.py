@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from saywhy.records import LABEL_CUE, REASONING_CUE, Row, Task
 
 REASONER_INSTRUCTION = "Explain in one short paragraph how the question leads to its answer."
+MERGE_INSTRUCTION = (
+    "Several people explained how the question leads to its answer. Make one short paragraph of their explanations: "
+    "keep what they agree on and what the question bears out, and leave out the rest."
+)
 
 # One arm is one way to train; these are the modes that each was taught (design: Words).
 MODES: dict[str, tuple[str, ...]] = {
@@ -56,6 +61,12 @@ def row_pieces(row: Row) -> tuple[str, ...]:
 def reasoner_pieces(question: str, answer: str) -> tuple[str, ...]:
     """Give what the reasoner sees, in training and in writing alike: a question and its known answer."""
     return ("Question: ", question, "\nAnswer: ", answer, "")
+
+
+def merge_pieces(question: str, answer: str, reasonings: Sequence[str]) -> tuple[str, ...]:
+    """Give what a teacher sees that makes one reasoning of several: the question, its answer and each explanation."""
+    told = [piece for number, one in enumerate(reasonings, start=1) for piece in (f"\nExplanation {number}: ", one)]
+    return (*reasoner_pieces(question, answer)[:-1], *told, "")
 
 
 def reasoner_question(task: Task, text: str) -> str:

@@ -71,9 +71,11 @@ def _leaving_room(lm: LM, tokens: int) -> LM:
     return replace(lm, encoder=replace(encoder, prompt=replace(encoder.prompt, room=max(1, min(room, trained)))))
 
 
-def base_as_teacher(base: str, sampling: Sampling, seed: int, budget: int, trust_remote_code: bool) -> Teacher:
-    """Let the base write as it is, asked like the reasoner."""
+def base_as_teacher(
+    base: str, instruction: str, sampling: Sampling, seed: int, budget: int, trust_remote_code: bool
+) -> Teacher:
+    """Let a model write as it is, asked like the reasoner under this instruction."""
     tokenizer = tokenizer_of(base, trust_remote_code)
     model = model_of(base, trust_remote_code)
-    encoder = make_encoder(tokenizer, render(tokenizer, REASONER_INSTRUCTION))
+    encoder = make_encoder(tokenizer, render(tokenizer, instruction))
     return local(_leaving_room(bind(model, encoder), sampling.max_tokens), sampling, seed, budget)

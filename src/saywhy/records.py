@@ -89,7 +89,8 @@ class Figures:
 class Candidate:
     """One reasoning written for one row, with its figures and the verdict of the checks.
 
-    `cut` says that the writer reached its limit before it ended. `dropped_because` is "" for a kept candidate.
+    `cut` says that the writer reached its limit before it ended, `prompt_hash` what it was asked. `dropped_because` is
+    "" for a kept candidate.
     """
 
     row_id: str
@@ -98,6 +99,7 @@ class Candidate:
     index: int = 0
     cut: bool = False
     tokens: int = 0
+    prompt_hash: str = ""
     figures: Figures = Figures()
     dropped_because: str = ""
 

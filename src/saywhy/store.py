@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from saywhy.records import RequestError, WorkError
 
 # The number goes up when a stage's outputs change their form or meaning: what an older version wrote is then redone.
-FORMATS = {"base": 1, "reasoner": 1, "reasonings": 1, "classifier": 1, "predictions": 2, "answers": 1}
+FORMATS = {"base": 1, "reasoner": 1, "reasonings": 2, "scorer": 1, "classifier": 1, "predictions": 2, "answers": 1}
 
 MARKER = ".saywhy"
 LOCK = ".lock"
@@ -251,6 +251,13 @@ def _end_of_whole_lines(file: IO[bytes]) -> int:
         return size
     file.seek(0)
     return file.read().rfind(b"\n") + 1
+
+
+def reopen(folder: Path) -> None:
+    """Let a finished folder count as unfinished: it is built anew the next time and replaced then."""
+    record = _record(folder / STAMP)
+    if record:
+        _write_record(folder / STAMP, "", record["files"])
 
 
 def is_done(folder: Path, fingerprint: str) -> bool:

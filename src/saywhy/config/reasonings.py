@@ -18,7 +18,7 @@ CheckName = Literal[
     "special_tokens", "cue_inside", "label_named_first", "another_label_named", "contradiction", "no_support",
 ]  # fmt: skip
 # All but `another_label_named`, which also drops what weighs one label against another; `contradiction` does not.
-CHECKS: tuple[str, ...] = tuple(name for name in get_args(CheckName) if name != "another_label_named")
+CHECKS: tuple[CheckName, ...] = tuple(name for name in get_args(CheckName) if name != "another_label_named")
 CONTROLS = ("none", "shuffle", "bag_corpus", "bag_class", "random_vocab", "swap_same", "swap_other", "filler")
 CORRUPT = re.compile(r"corrupt\((0?\.[0-9]+|0|1|1\.0+|0\.0+)\)")
 
@@ -97,7 +97,9 @@ class Reasonings(Settings):
     sampling: Sampling = Sampling()
     candidates: int = Field(default=4, ge=1, description="written per row; ours: the checks need a choice")
     max_tries: int = Field(
-        default=3, ge=1, description="rounds of candidates for a row of which none is kept, the first one included; ours"
+        default=3,
+        ge=1,
+        description="rounds of candidates for a row of which none is kept, the first one included; ours",
     )
     per_row: int = Field(default=1, ge=1, description="kept per row at the most; both papers have one")
     top_up: float | None = Field(
@@ -116,7 +118,7 @@ class Reasonings(Settings):
         "swap_same, swap_other, filler, corrupt(0.2)",
     )
     checks: Items[CheckName] = Field(
-        default=CHECKS,  # type: ignore[assignment]
+        default=CHECKS,
         description="rules that drop a reasoning; ours: the first paper had none",
     )
     too_long_tokens: int = Field(
@@ -132,7 +134,10 @@ class Reasonings(Settings):
         "auto: unless column and file are the only teachers",
     )
     support_share: float = Field(
-        default=0.25, gt=0, le=1, description="a scorer's share of the classifier's steps; ours: two of them are trained"
+        default=0.25,
+        gt=0,
+        le=1,
+        description="a scorer's share of the classifier's steps; ours: two of them are trained",
     )
     least_support: float = Field(
         default=0.0, description="no_support: support is less, in nats, and another label wins; ours"
@@ -149,9 +154,11 @@ class Reasonings(Settings):
         known = (*TEACHERS, *self.named)
         for name in (*self.teacher, *([self.merge] if self.merge else [])):
             if name not in known:
-                raise ValueError(f"there is no teacher {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}")
-        if self.merge in GIVEN:
-            raise ValueError(f"merge: {self.merge} brings reasonings and cannot write one")
+                raise ValueError(
+                    f"there is no teacher {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}"
+                )
+        if self.merge in GIVEN or self.merge == "reasoner":
+            raise ValueError(f"merge: {self.merge} cannot: name base, api or a teacher of your own")
         if self.merge is not None and len(self.teacher) < 2:
             raise ValueError("merge needs two teachers or more, whose reasonings it makes one of")
         if "file" in self.teacher and self.file is None:

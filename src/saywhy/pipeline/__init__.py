@@ -11,15 +11,16 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from saywhy import checks, classifier, evaluate, reasoner, reasonings, report, store
+from saywhy import checks, classifier, evaluate, journal, reasoner, reasonings, report, store
 from saywhy.config import Arm, Config, FromScratch, dump, needed_base
 from saywhy.data import Data, fingerprint, read
 from saywhy.lm.load import base_hash, config_of, make_scratch, tokenizer_of
+from saywhy.pipeline.writers import merger, writers
 from saywhy.predict import Classifier, answer, load, too_long
 from saywhy.progress import say
 from saywhy.prompts import MODES
 from saywhy.records import Prediction, RequestError, Row, WorkError
-from saywhy.teachers import Teacher, given
+from saywhy.teachers import Writer
 from saywhy.train.folder import Lesson
 from saywhy.version import versions
 
@@ -30,14 +31,26 @@ Ask = Callable[[str, str, Sequence[Row]], evaluate.Answers]
 NEEDS_REASONINGS = tuple(arm for arm in MODES if arm != "label_only")
 
 
+Spread = Callable[[Writer], Writer]
+
+
+def here(writer: Writer) -> Writer:
+    """Let a teacher write in this process."""
+    return writer
+
+
 @dataclass(frozen=True)
 class Run:
-    """What every stage is given: the config, the run's folder, the data, and checks beside those of the config."""
+    """What every stage is given: the config, the run's folder, the data, and checks beside those of the config.
+
+    `spread` may let a teacher write on several machines.
+    """
 
     config: Config
     folder: Path
     data: Data
     checks: tuple[checks.Check, ...]
+    spread: Spread
 
 
 @dataclass(frozen=True)
@@ -48,18 +61,27 @@ class Made:
     stamp: str
 
 
-def run(config: Config, folder: Path, more_checks: Sequence[checks.Check] = (), until: str = "report") -> Path:
+def run(
+    config: Config,
+    folder: Path,
+    more_checks: Sequence[checks.Check] = (),
+    until: str = "report",
+    resume: str = "if_possible",
+    spread: Spread = here,
+) -> Path:
     """Do the whole method, or the stages up to `until`, and leave the run in `folder`; give the last stage's file.
 
-    A stage whose stamp matches is not repeated. `more_checks` stand beside the checks that the config names. What the
-    request lacks is said before anything is written.
+    A stage whose stamp matches is not repeated. `more_checks` stand beside the checks that the config names. `resume`
+    says what becomes of the answers that teachers gave before: if_possible uses them, always wants some and asks again
+    where a teacher failed, never begins anew. What the request lacks is said before anything is written.
     """
     arms = _taught(config)
     refuse_early(config, until)
     data = read(config)
     with store.open_run(folder):
+        _resume(folder, resume)
         store.write_text(folder / "config.yaml", dump(config))
-        this = Run(config, folder, data, tuple(more_checks))
+        this = Run(config, folder, data, tuple(more_checks), spread)
         # 1 a reasoner learns from worked cases to lead from a question to its answer
         explainer = _reasoner(this)
         # 2 it writes reasonings for the training rows, which are checked and kept or dropped
@@ -69,14 +91,25 @@ def run(config: Config, folder: Path, more_checks: Sequence[checks.Check] = (), 
         for note in missing(config):
             say(note)
         # 3 each arm is trained on the same rows, with or without the kept reasonings
-        base = _base(this, "classifier")
-        made = {arm.name: _arm(this, arm, base, written) for arm in arms}
+        base, lesson = _base(this, "classifier"), _lesson(this, written)
+        made = {arm.name: _arm(this, arm, base, lesson) for arm in arms}
         if until == "train":
             return folder
         # 4 all arms answer the same untouched rows, next to the floors
         metrics = _evaluated(this, made, written)
         # 5 the report is drawn from what was measured
         return metrics if until == "evaluate" else report.write(folder)
+
+
+def _resume(folder: Path, resume: str) -> None:
+    """Set the journal of earlier answers aside, or refuse to begin where there is none, as asked."""
+    book = folder / journal.FILE
+    if resume == "always" and not book.exists():
+        raise RequestError(f"{book}: there are no answers to go on from; leave --resume always out")
+    if resume != "if_possible":
+        store.reopen(folder / "reasonings")
+    if resume == "never":
+        journal.set_aside(book)
 
 
 def _taught(config: Config) -> list[Arm]:
@@ -93,18 +126,14 @@ def _taught(config: Config) -> list[Arm]:
 
 
 def refuse_early(config: Config, until: str = "report") -> None:
-    """Refuse what no stage could do: a teacher of a later version, modes of no arm, bases that are not there."""
-    if "api" in config.reasonings.teacher:
-        raise RequestError(
-            "reasonings.teacher: api is not in this version; let your server write a file and set teacher: file"
-        )
+    """Refuse what no stage could do: no teacher, modes of no arm, bases that are not there."""
     if until == "reason" and not config.reasonings.teacher:
         raise RequestError("reasonings.teacher: there is none to write; give reasoner.worked_cases or name a teacher")
     known = sorted({mode for arm in config.classifier.arms for mode in MODES[arm.arm]})
     for mode in config.evaluate.modes or ():
         if mode not in known:
             raise RequestError(f"evaluate.modes: {mode} is a mode of none of these arms; they have {', '.join(known)}")
-    stages = ["reasoner"] if {"reasoner", "base"} & set(config.reasonings.teacher) else []
+    stages = ["reasoner"] if {"reasoner", "base"} & {*config.reasonings.teacher, config.reasonings.merge} else []
     for stage in stages if until == "reason" else [*stages, "classifier"]:
         base = needed_base(config, stage)
         if not isinstance(base, FromScratch):
@@ -190,29 +219,57 @@ def _reasoner(this: Run) -> Made | None:
 
 
 def _reasonings(this: Run, explainer: Made | None) -> Made | None:
-    """Let the teachers write, and the checks decide."""
+    """Let the teachers write, and the checks decide; every answer goes into the run's journal first."""
     config, data = this.config, this.data
     settings = config.reasonings
     if not settings.teacher:
         return None
-    rules = (*checks.by_name(settings.checks, settings.too_long_tokens), *this.checks)
+    base = _base(this, "reasoner") if _asks_base(config) else None
+    named = None if explainer is None else (explainer.folder, explainer.stamp)
+    told = writers(config, data, named, base)
+    rules = (*checks.by_name(settings.checks, _limits(config, len(data.train))), *this.checks)
+    job = reasonings.Job(
+        data.task,
+        data.train,
+        [reasonings.begun_once(this.spread(one)) for one in told],
+        rules,
+        settings,
+        merger(config, base),
+    )
     inputs = {
         "task": data.task,
         "rows": fingerprint(data.train),
-        "reasoner": explainer.stamp if explainer else "",
-        "base": _base(this, "reasoner")[1] if "base" in settings.teacher else "",
+        "writers": [one.identity for one in told],
         "column": store.hash_of(data.reasonings),
         "file": store.hash_of(data.file_reasonings),
         "checks": [_identity(rule) for rule in rules],
         "seed": config.seed,
     }
-    prompt = explainer.stamp if explainer else "given"
+    ours = {"api", "named", "teacher", "replace", "without_reasoning"}
+    with journal.opened(this.folder / journal.FILE) as book:
+        return _stage(
+            this,
+            "reasonings",
+            "reasonings",
+            {"teacher": settings.teacher, **settings.model_dump(exclude=ours)},
+            inputs,
+            lambda out: reasonings.write(out, job, book),
+        )
 
-    def work(out: Path) -> None:
-        teachers: dict[str, Teacher] = {name: _teacher(this, name, explainer) for name in settings.teacher}
-        reasonings.write(out, data.task, data.train, teachers, rules, settings, prompt)
 
-    return _stage(this, "reasonings", "reasonings", settings.model_dump(exclude={"api"}), inputs, work)
+def _asks_base(config: Config) -> bool:
+    asked = {*config.reasonings.teacher, config.reasonings.merge}
+    return "base" in asked
+
+
+def _limits(config: Config, rows: int) -> checks.Limits:
+    settings = config.reasonings
+    return checks.Limits(
+        settings.too_long_tokens,
+        settings.too_short_tokens,
+        checks.generic_limit(settings.generic_rows, rows),
+        settings.least_support,
+    )
 
 
 def _identity(rule: checks.Check) -> str:
@@ -224,17 +281,6 @@ def _identity(rule: checks.Check) -> str:
         return f"{name} {store.hash_of(inspect.getsource(rule))}"
     except (OSError, TypeError):  # typed at a prompt, or a class that is called
         return name
-
-
-def _teacher(this: Run, name: str, explainer: Made | None) -> Teacher:
-    config, data = this.config, this.data
-    sampling, budget = config.reasonings.sampling, config.evaluate.max_tokens_in_flight
-    if name == "reasoner" and explainer is not None:
-        return reasoner.teacher(explainer.folder, sampling, config.seed, budget)
-    if name == "base":
-        base, _ = _base(this, "reasoner")
-        return reasoner.base_as_teacher(base, sampling, config.seed, budget, config.trust_remote_code)
-    return given(data.reasonings if name == "column" else data.file_reasonings)
 
 
 def missing(config: Config) -> list[str]:
@@ -267,14 +313,36 @@ def _listed(by_class: Mapping[str, int]) -> str:
     return ", ".join(f"{label or 'all'} {count}" for label, count in by_class.items())
 
 
-def _arm(this: Run, arm: Arm, named: tuple[str, str], written: Made | None) -> Made:
+@dataclass(frozen=True)
+class Taught:
+    """What the arms learn from: the rows, their reasonings, and how often a row counts where that is more than once."""
+
+    rows: tuple[Row, ...]
+    reasonings: Mapping[str, tuple[str, ...]]
+    weights: Mapping[str, int]
+
+
+def _lesson(this: Run, written: Made | None) -> Taught:
+    """Give all arms the same rows, as often as each other."""
+    data, settings = this.data, this.config.reasonings
+    if written is None:
+        return Taught(data.train, {}, {})
+    kept = reasonings.read_kept(written.folder)
+    weights = reasonings.kept_weights(kept, settings.per_row)
+    rows = data.train
+    if settings.without_reasoning == "leave_out":
+        rows = tuple(row for row in rows if row.id in kept)
+    return Taught(rows, kept, weights)
+
+
+def _arm(this: Run, arm: Arm, named: tuple[str, str], lesson: Taught) -> Made:
     """Train one arm from a base and what identifies its content."""
     config, data = this.config, this.data
     base, identity = named
-    kept = reasonings.read_kept(written.folder) if written and arm.arm != "label_only" else {}
-    taught = classifier.lessons(arm.arm, data.train, kept)
+    kept = {} if arm.arm == "label_only" else lesson.reasonings
+    taught = classifier.lessons(arm.arm, lesson.rows, kept, lesson.weights)
     plan = classifier.course(
-        data.task, arm.arm, base, arm.train, data.train, config.seed, config.data.on_overflow, config.trust_remote_code
+        data.task, arm.arm, base, arm.train, lesson.rows, config.seed, config.data.on_overflow, config.trust_remote_code
     )
     if arm.to is not None:
         plan = classifier.matched(plan, taught, this.folder / arm.to)
@@ -283,7 +351,7 @@ def _arm(this: Run, arm: Arm, named: tuple[str, str], written: Made | None) -> M
         "task": data.task,
         "lessons": store.hash_of(taught),
         "dev": fingerprint(data.dev),
-        "choices": [row.choices for row in data.train],
+        "choices": [row.choices for row in lesson.rows],
         "seed": config.seed,
         "recommend_by": config.recommend_by,
     }

@@ -1,0 +1,74 @@
+"""Who writes the reasonings of a run: each teacher that the config names, with what its texts depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from saywhy import reasoner
+from saywhy.config import Config, Sampling
+from saywhy.data import Data
+from saywhy.lm.load import base_hash
+from saywhy.prompts import MERGE_INSTRUCTION, REASONER_INSTRUCTION
+from saywhy.records import RequestError
+from saywhy.teachers import Teacher, Writer, given
+
+# Given its name, a teacher that merges writes under this one, and is told what others wrote.
+MERGER = "merge:{}"
+
+
+def writers(
+    config: Config, data: Data, explainer: tuple[Path, str] | None, base: tuple[str, str] | None
+) -> list[Writer]:
+    """Give every teacher of the config; `explainer` is the reasoner's folder and stamp, `base` a base and its hash."""
+    found = []
+    for name in config.reasonings.teacher:
+        if name == "reasoner" and explainer is not None:
+            folder, stamp = explainer
+            begin = partial(reasoner.teacher, folder, *_drawn(config))
+            found.append(_local(config, name, {"reasoner": stamp}, REASONER_INSTRUCTION, begin))
+        elif name in ("column", "file"):
+            texts = data.reasonings if name == "column" else data.file_reasonings
+            found.append(Writer(name, {}, partial(given, texts), given=True))
+        else:
+            found.append(_asked_as_it_is(config, name, name, base, REASONER_INSTRUCTION))
+    return found
+
+
+def merger(config: Config, base: tuple[str, str] | None) -> Writer | None:
+    """Give the teacher that makes one reasoning of several, where the config names one."""
+    name = config.reasonings.merge
+    return None if name is None else _asked_as_it_is(config, name, MERGER.format(name), base, MERGE_INSTRUCTION)
+
+
+def _asked_as_it_is(config: Config, name: str, title: str, base: tuple[str, str] | None, instruction: str) -> Writer:
+    """Give a teacher that was not taught to write reasonings: a base, a model of one's own, a server."""
+    settings = config.reasonings
+    own = settings.named.get(name)
+    api = settings.api if name == "api" else None if own is None else own.api
+    if api is not None:
+        from saywhy.teachers.api import open_api
+
+        identity = {"base_url": api.base_url, "model": api.model, "instruction": instruction}
+        drawn = settings.sampling.model_dump()
+        begin = partial(open_api, api, settings.sampling, config.seed, instruction)
+        told = {**identity, "sampling": drawn, "seed": config.seed}
+        return Writer(title, told, begin, remote=True, sampling=drawn)
+    if own is not None and own.local is not None:
+        base = (own.local, base_hash(own.local))
+    if base is None:
+        raise RequestError(f"reasonings.teacher: {name} needs a base")
+    model, identity_of_base = base
+    begin = partial(reasoner.base_as_teacher, model, instruction, *_drawn(config), config.trust_remote_code)
+    return _local(config, title, {"base": identity_of_base}, instruction, begin)
+
+
+def _drawn(config: Config) -> tuple[Sampling, int, int]:
+    return config.reasonings.sampling, config.seed, config.evaluate.max_tokens_in_flight
+
+
+def _local(config: Config, name: str, model: dict[str, str], instruction: str, begin: Callable[[], Teacher]) -> Writer:
+    drawn = config.reasonings.sampling.model_dump()
+    identity = {**model, "instruction": instruction, "sampling": drawn, "seed": config.seed}
+    return Writer(name, identity, begin, sampling=drawn)

@@ -1,0 +1,19 @@
+"""Stage 2: for every training row, candidates are written, measured, checked, and kept or dropped with a reason."""
+
+from saywhy.reasonings.asking import NOT_ANSWERED, begun_once
+from saywhy.reasonings.judging import Measured
+from saywhy.reasonings.parts import kept_weights, read_kept, samples, summary
+from saywhy.reasonings.writing import Job, first_drafts, write
+
+__all__ = [
+    "NOT_ANSWERED",
+    "Job",
+    "Measured",
+    "begun_once",
+    "first_drafts",
+    "kept_weights",
+    "read_kept",
+    "samples",
+    "summary",
+    "write",
+]

@@ -1,0 +1,98 @@
+"""Questions are put to teachers through the journal: what was answered once is never asked again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+
+from saywhy import journal, store
+from saywhy.journal import Attempt, Journal
+from saywhy.teachers import Draft, Question, Teacher, Writer
+
+# What a question that got no answer has instead of a reasoning's reason.
+NOT_ANSWERED = "not_answered"
+
+
+def begun_once(writer: Writer) -> Writer:
+    """Let a writer begin when it is first needed, and only once."""
+    return replace(writer, begin=cache(writer.begin))
+
+
+def keys_of(writer: Writer, questions: Sequence[Question]) -> list[bytes]:
+    """Give the journal's key of every question: a hash of the teacher's identity, what it sees, row and candidate."""
+    head = store.hash_of(writer.identity).encode()
+    return [hashlib.sha256(head + json.dumps([q.pieces, q.row_id, q.index]).encode()).digest()[:16] for q in questions]
+
+
+def ask(
+    book: Journal, writer: Writer, questions: Sequence[Question], note: Callable[[Draft], None] = lambda draft: None
+) -> list[Draft]:
+    """Get a draft for every question, from the journal where it was answered before.
+
+    `note` is told of every new attempt. Questions are asked in groups that the questions alone decide, and the answers
+    of a group are kept together: after a kill the same group is asked, and writes the same texts to the last bit. A
+    remote teacher's answers are kept one by one.
+    """
+    if writer.given:
+        found = {at: draft for at, draft in writer.begin()(questions)}
+        return [found[at] for at in range(len(questions))]
+    keys = keys_of(writer, questions)
+    held = journal.answers(book, keys)
+    drafts = [_draft(held[key]) if key in held else Draft("", failed=NOT_ANSWERED) for key in keys]
+    for group in _groups(writer, questions):
+        if missing := [at for at in group if drafts[at].failed]:
+            for at, draft in _asked(book, writer, questions, keys, missing):
+                note(draft)
+                drafts[at] = draft
+    return drafts
+
+
+def _groups(writer: Writer, questions: Sequence[Question]) -> Iterator[list[int]]:
+    """Put questions of like length together, the longest first: a group is read and written side by side."""
+    order = sorted(range(len(questions)), key=lambda at: (-sum(map(len, questions[at].pieces)), at))
+    size = max(1, len(order)) if writer.remote else writer.at_once
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _asked(
+    book: Journal, writer: Writer, questions: Sequence[Question], keys: Sequence[bytes], missing: Sequence[int]
+) -> Iterator[tuple[int, Draft]]:
+    """Ask some questions and keep what comes; a group of a local teacher is kept when it is whole."""
+    teacher: Teacher = writer.begin()
+    waiting: list[Attempt] = []
+    done: list[tuple[int, Draft]] = []
+    for place, draft in teacher([questions[at] for at in missing]):
+        at = missing[place]
+        attempt = _attempt(writer, questions[at], keys[at], draft)
+        if writer.remote:
+            journal.keep(book, [attempt])
+            yield at, draft
+        else:
+            waiting.append(attempt)
+            done.append((at, draft))
+    journal.keep(book, waiting)
+    yield from done
+
+
+def _attempt(writer: Writer, question: Question, key: bytes, draft: Draft) -> Attempt:
+    return Attempt(
+        key,
+        question.row_id,
+        writer.name,
+        question.index,
+        draft.reasoning,
+        draft.cut,
+        draft.tokens,
+        draft.prompt_tokens,
+        draft.seconds,
+        draft.cost,
+        draft.failed,
+    )
+
+
+def _draft(found: Attempt) -> Draft:
+    return Draft(found.reasoning, found.cut, found.tokens, found.prompt_tokens, found.seconds, found.cost)

@@ -1,0 +1,163 @@
+"""The Parquet parts of stage 2: one row a candidate, a thousand rows a part, in the order of the data."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from saywhy import store
+from saywhy.records import Candidate, Figures, Row
+
+_TYPES = {"length": pa.int64(), "twins": pa.int64(), "wins": pa.string()}
+FIGURES = tuple(field.name for field in fields(Figures))
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("label", pa.string()),
+        ("reasoning", pa.string()),
+        ("teacher", pa.string()),
+        ("index", pa.int64()),
+        ("prompt_hash", pa.string()),
+        ("sampling", pa.string()),
+        ("tokens", pa.int64()),
+        ("cut", pa.bool_()),
+        *((name, _TYPES.get(name, pa.float64())) for name in FIGURES),
+        ("kept", pa.bool_()),
+        ("dropped_because", pa.string()),
+    ]
+)
+# Kept and dropped ones that a report shows, of each reason.
+SAMPLES = 3
+
+
+def path_of(folder: Path, number: int) -> Path:
+    """Give the place of a part."""
+    return folder / f"part-{number:05d}.parquet"
+
+
+def write_part(
+    path: Path, rows: Sequence[Row], candidates: Sequence[Candidate], sampling: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Write the candidates of some rows; `sampling` says how each teacher drew its words."""
+    labels = {row.id: row.label for row in rows}
+    drawn = {name: json.dumps(told, sort_keys=True) for name, told in sampling.items()}
+    records = [
+        {
+            "id": one.row_id,
+            "label": labels[one.row_id],
+            "reasoning": one.reasoning,
+            "teacher": one.teacher,
+            "index": one.index,
+            "prompt_hash": one.prompt_hash,
+            "sampling": drawn[one.teacher],
+            "tokens": one.tokens,
+            "cut": one.cut,
+            **asdict(one.figures),
+            "kept": one.kept,
+            "dropped_because": one.dropped_because,
+        }
+        for one in candidates
+    ]
+    store.write_table(path, pa.Table.from_pylist(records, schema=SCHEMA))
+
+
+def read_kept(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Read the kept reasonings of every row that has one, the best first as far as figures say."""
+    kept: dict[str, tuple[str, ...]] = {}
+    for record in _records(folder, ["id", "reasoning", "kept"]):
+        if record["kept"]:
+            kept[record["id"]] = (*kept.get(record["id"], ()), record["reasoning"])
+    return kept
+
+
+def kept_weights(kept: dict[str, tuple[str, ...]], per_row: int) -> dict[str, int]:
+    """Say how many times a row counts: more than once where it was topped up with more reasonings than `per_row`."""
+    return {name: -(-len(some) // per_row) for name, some in kept.items() if len(some) > per_row}
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Count rows, candidates and what was kept or dropped, by reason, by class and by teacher; average the figures."""
+    dropped: Counter[str] = Counter()
+    classes: dict[str, Counter[str]] = defaultdict(Counter)
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    teachers: dict[str, Counter[str]] = defaultdict(Counter)
+    totals: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    candidates = kept = rows = without = 0
+    measured = [name for name in FIGURES if name != "wins"]
+    columns = ["id", "label", "teacher", "kept", "dropped_because", *measured]
+    for part in _parts(folder, columns):
+        had: dict[str, bool] = {}
+        label_of: dict[str, str] = {}
+        for record in part:
+            label, verdict = record["label"] or "", record["kept"]
+            had[record["id"]] = had.get(record["id"], False) or verdict
+            label_of[record["id"]] = label
+            candidates, kept = candidates + 1, kept + verdict
+            classes[label]["candidates"] += 1
+            classes[label]["kept"] += verdict
+            teachers[record["teacher"]]["candidates"] += 1
+            teachers[record["teacher"]]["kept"] += verdict
+            if not verdict:
+                dropped[record["dropped_because"]] += 1
+                reasons[label][record["dropped_because"]] += 1
+            for name in measured:
+                if record[name] is not None:
+                    totals[verdict][name] += record[name]
+                    counts[verdict][name] += 1
+        rows, without = rows + len(had), without + sum(not one for one in had.values())
+        for name, one in had.items():
+            classes[label_of[name]]["rows"] += 1
+            classes[label_of[name]]["without"] += not one
+    by_class = {
+        label: {**{key: classes[label][key] for key in ("rows", "without", "candidates", "kept")},
+                "dropped": dict(reasons[label].most_common())}
+        for label in sorted(classes)
+    }  # fmt: skip
+    return {
+        "rows": rows,
+        "candidates": candidates,
+        "kept": kept,
+        "dropped": dict(dropped.most_common()),
+        "rows_without": without,
+        "by_class": by_class,
+        "by_teacher": {name: dict(count) for name, count in sorted(teachers.items())},
+        "figures": {
+            name: {
+                which: totals[verdict][name] / counts[verdict][name] if counts[verdict][name] else None
+                for which, verdict in (("kept", True), ("dropped", False))
+            }
+            for name in measured
+        },
+    }
+
+
+def samples(folder: Path) -> list[dict[str, Any]]:
+    """Give the first candidates of every verdict and class, as records: kept ones have the reason ""."""
+    taken: Counter[tuple[str, str]] = Counter()
+    found = []
+    for record in _records(folder, SCHEMA.names):
+        which = (record["dropped_because"], record["label"] or "")
+        if taken[which] < SAMPLES:
+            taken[which] += 1
+            found.append(record)
+    return found
+
+
+def _records(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for part in _parts(folder, columns):
+        yield from part
+
+
+def _parts(folder: Path, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+    for path in sorted(folder.glob("part-*.parquet")):
+        # Not pq.read_table: it would add a column for every `key=value` folder in the path.
+        with pq.ParquetFile(path) as file:
+            yield file.read(columns=columns).to_pylist()

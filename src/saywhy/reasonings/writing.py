@@ -1,0 +1,219 @@
+"""The way of the rows through stage 2: asked, measured, judged, asked again where nothing was kept, written down."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from saywhy import store
+from saywhy.checks import Check, TwinIndex
+from saywhy.config import Reasonings
+from saywhy.journal import Journal
+from saywhy.progress import Advance, track
+from saywhy.prompts import described, merge_pieces, reasoner_pieces, reasoner_question
+from saywhy.reasonings.asking import NOT_ANSWERED, ask
+from saywhy.reasonings.judging import MERGED, Measured, extra_of, verdicts, with_figures
+from saywhy.reasonings.parts import path_of, summary, write_part
+from saywhy.records import LABEL_CUE, REASONING_CUE, Candidate, Row, Task, WorkError
+from saywhy.teachers import Draft, Question, Writer
+
+ROWS_PER_PART = 1000
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that stage 2 is told: the rows to write for, who writes, who merges, the checks and the settings."""
+
+    task: Task
+    rows: Sequence[Row]
+    writers: Sequence[Writer]
+    checks: Sequence[Check]
+    settings: Reasonings
+    merger: Writer | None = None
+
+
+def write(folder: Path, job: Job, book: Journal, measured: Callable[[], Measured | None] = lambda: None) -> None:
+    """Write the parts of stage 2 into `folder`; parts that stand are not written again.
+
+    First every row is asked once; then `measured` may train what measures candidates on these first answers; then all
+    candidates are judged, and rows without a kept one asked again. Every candidate keeps its row, whatever the verdict.
+    Raises WorkError where no reasoning is kept for any row.
+    """
+    parts = [job.rows[start : start + ROWS_PER_PART] for start in range(0, len(job.rows), ROWS_PER_PART)]
+    missing = {number for number in range(len(parts)) if not path_of(folder, number).exists()}
+    if missing:
+        twins = TwinIndex.of((row.text, one.reasoning) for row, one in _first(job, book, "reasonings: written"))
+        court = _Court(job, book, twins, measured())
+        extra = _extra(court, parts)
+        with track("reasonings: judged", len(job.rows), "rows") as advance:
+            kept = judged = 0
+            for number, part in enumerate(parts):
+                if number in missing:
+                    candidates = _judged(court, part, extra)
+                    write_part(path_of(folder, number), part, candidates, _sampling(job))
+                    kept, judged = kept + sum(one.kept for one in candidates), judged + len(candidates)
+                advance(len(part), 0, f"kept {kept / judged:.0%}" if judged else "")
+    found = summary(folder)
+    if not found["kept"]:
+        reasons = ", ".join(f"{name} {count}" for name, count in found["dropped"].items())
+        raise WorkError(
+            f"no reasoning is kept for any row ({reasons}); read {folder}/part-*.parquet, then loosen "
+            "reasonings.checks, train the reasoner longer, or take another teacher"
+        )
+
+
+def first_drafts(job: Job, book: Journal) -> dict[str, str]:
+    """Give the first usable reasoning of every row that has one: what scorers are trained on.
+
+    No limit of the checks counts here, so that another limit trains no scorer anew.
+    """
+    found: dict[str, str] = {}
+    for row, one in _first(job, book, ""):
+        cue = any(cue in one.reasoning for cue in (REASONING_CUE, LABEL_CUE))
+        if one.reasoning and not one.cut and not one.dropped_because and not cue:
+            found.setdefault(row.id, one.reasoning)
+    return found
+
+
+@dataclass(frozen=True)
+class _Court:
+    """What candidates are judged with."""
+
+    job: Job
+    book: Journal
+    twins: TwinIndex
+    measured: Measured | None
+
+
+def _first(job: Job, book: Journal, title: str) -> Iterator[tuple[Row, Candidate]]:
+    """Ask every row the first time, part by part."""
+    each = sum(1 if writer.given else job.settings.candidates for writer in job.writers)
+    with track(title, len(job.rows) * each, "candidates", bool(title)) as advance:
+        for start in range(0, len(job.rows), ROWS_PER_PART):
+            part = job.rows[start : start + ROWS_PER_PART]
+            rows = {row.id: row for row in part}
+            yield from ((rows[one.row_id], one) for one in _candidates(job, book, part, 0, advance))
+
+
+def _candidates(job: Job, book: Journal, rows: Sequence[Row], attempt: int, advance: Advance) -> list[Candidate]:
+    """Ask every teacher for the candidates of one round; what came with the rows is heard in the first one only."""
+    found: list[Candidate] = []
+    for writer in job.writers:
+        if writer.given and attempt:
+            continue
+        indices = (
+            [0] if writer.given else [attempt * job.settings.candidates + k for k in range(job.settings.candidates)]
+        )
+        questions = [Question(row.id, _pieces(job.task, row), index) for row in rows for index in indices]
+        found += _answered(book, writer, questions, advance)
+    return found if job.merger is None else _merged(job, book, job.merger, rows, found, advance)
+
+
+def _answered(book: Journal, writer: Writer, questions: Sequence[Question], advance: Advance) -> list[Candidate]:
+    new = 0
+
+    def note(draft: Draft) -> None:
+        nonlocal new
+        new += not draft.failed
+        advance(not draft.failed, draft.tokens, "")
+
+    drafts = ask(book, writer, questions, note)
+    advance(len(drafts) - new, 0, "")
+    return [
+        Candidate(
+            q.row_id,
+            draft.reasoning,
+            writer.name,
+            q.index,
+            draft.cut,
+            draft.tokens,
+            prompt_hash=store.hash_of(q.pieces),
+            dropped_because=NOT_ANSWERED if draft.failed else "",
+        )
+        for q, draft in zip(questions, drafts, strict=True)
+    ]
+
+
+def _merged(
+    job: Job, book: Journal, merger: Writer, rows: Sequence[Row], found: Sequence[Candidate], advance: Advance
+) -> list[Candidate]:
+    """Let one teacher make one reasoning of each round of several; where only one wrote, that one stands as it is."""
+    sources: dict[tuple[str, int], list[int]] = {}
+    given = {writer.name for writer in job.writers if writer.given}
+    indices = sorted({one.index for one in found if one.teacher not in given}) or [0]
+    for at, one in enumerate(found):
+        if one.reasoning and not one.dropped_because:
+            for index in indices if one.teacher in given else [one.index]:
+                sources.setdefault((one.row_id, index), []).append(at)
+    by_id = {row.id: row for row in rows}
+    several = {key: places for key, places in sources.items() if len(places) > 1}
+    questions = [
+        Question(name, _merge_pieces(job.task, by_id[name], [found[at].reasoning for at in places]), index)
+        for (name, index), places in several.items()
+    ]
+    gone = {at for places in several.values() for at in places}
+    left = [replace(one, dropped_because=MERGED) if at in gone else one for at, one in enumerate(found)]
+    return left + _answered(book, merger, questions, advance)
+
+
+def _pieces(task: Task, row: Row) -> tuple[str, ...]:
+    return reasoner_pieces(reasoner_question(task, row.text), described(task, row.label or ""))
+
+
+def _merge_pieces(task: Task, row: Row, reasonings: Sequence[str]) -> tuple[str, ...]:
+    return merge_pieces(reasoner_question(task, row.text), described(task, row.label or ""), reasonings)
+
+
+def _sampling(job: Job) -> dict[str, Mapping[str, object]]:
+    writers = [*job.writers, *([job.merger] if job.merger else [])]
+    return {writer.name: writer.sampling for writer in writers}
+
+
+def _judged(court: _Court, part: Sequence[Row], extra: Mapping[str, int]) -> list[Candidate]:
+    """Ask and judge until every row has what it should, or its tries are over: one kept, or all of a topped-up row."""
+    job, settings = court.job, court.job.settings
+    writes = any(not writer.given for writer in job.writers)
+    found: dict[str, list[Candidate]] = {row.id: [] for row in part}
+    judged: dict[str, list[Candidate]] = {}
+    rows = {row.id: row for row in part}
+    lacking, attempt = list(part), 0
+    while lacking and (attempt == 0 or writes):
+        asked = _candidates(job, court.book, lacking, attempt, lambda done, tokens, note: None)
+        for one in with_figures(court.book, job.task, rows, asked, court.twins.count, court.measured):
+            found[one.row_id].append(one)
+        attempt += 1
+        for row in lacking:
+            most = settings.per_row + extra.get(row.id, 0)
+            judged[row.id] = verdicts(job.task, row, found[row.id], job.checks, most)
+        lacking = [row for row in lacking if _lacks(judged[row.id], settings, extra.get(row.id, 0), attempt)]
+    return [one for row in part for one in judged[row.id]]
+
+
+def _lacks(judged: Sequence[Candidate], settings: Reasonings, extra: int, attempt: int) -> bool:
+    kept = sum(one.kept for one in judged)
+    wanted = settings.per_row + extra if extra else 1
+    return kept < wanted and attempt < settings.max_tries * (1 + extra)
+
+
+def _extra(court: _Court, parts: Sequence[Sequence[Row]]) -> dict[str, int]:
+    """Say how many more reasonings each row of a rare class should get, in turn, the first rows first."""
+    share = court.job.settings.top_up
+    if share is None:
+        return {}
+    weights: Counter[str] = Counter()
+    able: dict[str, list[str]] = {}
+    for part in parts:
+        kept = Counter(one.row_id for one in _judged(court, part, {}) if one.kept)
+        for row in part:
+            label = row.label or ""
+            weights[label] += 1
+            if kept[row.id]:
+                able.setdefault(label, []).append(row.id)
+    more = extra_of(weights, {label: len(names) for label, names in able.items()}, share)
+    extra: Counter[str] = Counter()
+    for label, count in more.items():
+        for at in range(count):
+            extra[able[label][at % len(able[label])]] += court.job.settings.per_row
+    return dict(extra)
