@@ -116,7 +116,7 @@ BAD: dict[str, tuple[Callable[[Path], None] | None, Mapping[str, Any], list[str]
     "base-folder": (None, {"base": "./models/none"}, ["base", "models/none", "scratch"]),
     "base-hub": (None, {"base": "nobody/nothing"}, ["base", "nobody/nothing", "scratch"]),
     "base-no-model": (None, {"base": "."}, ["base", "config.json"]),
-    "api": (None, {"reasonings__teacher": "api"}, ["reasonings.teacher", "api", "teacher: file"]),
+    "api": (None, {"reasonings__teacher": "api"}, ["reasonings.api.model", "name the model"]),
     "no-worked-cases": (None, {"reasonings__teacher": "reasoner"}, ["reasoner.worked_cases"]),
     "hub-data": (None, {"data__train": "nobody/nothing"}, ["nobody/nothing", "hub", "HF_HUB_OFFLINE"]),
     "arm-name": (None, {"classifier__arms": [{"name": "predictions", "arm": "label_only"}]}, ["predictions", "name"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from saywhy.lm import bind, generate
 from saywhy.lm.cache import Reading
 from saywhy.lm.encode import decode, make_encoder, prompt_ids, render, text_ids
 from saywhy.lm.generate import Asked, Rules, Sampling, Written, draws
-from saywhy.teachers import Question, given, local
+from saywhy.prompts import reasoner_pieces
+from saywhy.teachers import Draft, Question, Teacher, given, local
 
 LIMIT = 10
 NOTHING: frozenset[int] = frozenset()
@@ -200,19 +201,25 @@ def teacher_model() -> Any:
 
 
 QUESTIONS = [
-    Question(str(at), text, "joy", index)
+    Question(str(at), reasoner_pieces(text, "joy"), index)
     for at, text in enumerate(["so alone", "a lovely morning and the birds are singing", "7"])
     for index in range(2)
 ]
 HOT = SamplingConfig(temperature=1.0, top_p=0.95, max_tokens=12)
 
 
+def told(teacher: Teacher, questions: Sequence[Question]) -> list[Draft]:
+    """All drafts in the order of their questions, without the time they took."""
+    found = {at: replace(draft, seconds=0.0) for at, draft in teacher(questions)}
+    return [found[at] for at in range(len(questions))]
+
+
 def test_a_teacher_writes_the_same_whatever_it_is_asked_with_and_no_control_token() -> None:
     lm = teacher_model()
-    together = local(lm, HOT, 0, ROOMY)(QUESTIONS)
-    assert [local(lm, HOT, 0, 1)([q])[0] for q in QUESTIONS] == together
-    assert local(lm, HOT, 0, 60)(QUESTIONS[::-1])[::-1] == together
-    assert local(lm, HOT, 1, ROOMY)(QUESTIONS) != together
+    together = told(local(lm, HOT, 0, ROOMY), QUESTIONS)
+    assert [told(local(lm, HOT, 0, 1), [q])[0] for q in QUESTIONS] == together
+    assert told(local(lm, HOT, 0, 60), QUESTIONS[::-1])[::-1] == together
+    assert told(local(lm, HOT, 1, ROOMY), QUESTIONS) != together
     assert together[0] != together[1], "two candidates of one row are drawn apart"
     for draft in together:
         assert "<|im" not in draft.reasoning
@@ -224,12 +231,12 @@ def test_a_teacher_is_asked_with_question_answer_and_cue(monkeypatch: pytest.Mon
     lm = teacher_model()
     seen: list[Any] = []
 
-    def record(*arguments: Any) -> list[Written]:
+    def record(*arguments: Any) -> Iterator[list[tuple[int, Written]]]:
         seen.extend(arguments)
-        return [Written(tuple(text_ids(lm.encoder, " it is\n so ")), False, 1.0)]
+        yield [(0, Written(tuple(text_ids(lm.encoder, " it is\n so ")), False, 1.0))]
 
-    monkeypatch.setattr("saywhy.teachers.generate", record)
-    draft = local(lm, HOT, 0, 77)(QUESTIONS[:1])[0]
+    monkeypatch.setattr("saywhy.teachers.models.generate_each", record)
+    draft = told(local(lm, HOT, 0, 77), QUESTIONS[:1])[0]
     assert (draft.reasoning, draft.cut) == ("it is so", True)
     _, asked, rules, budget, padded = seen
     head, _ = prompt_ids(lm.encoder, ("", "Question: so alone\nAnswer: joy", ""))
@@ -240,7 +247,7 @@ def test_a_teacher_is_asked_with_question_answer_and_cue(monkeypatch: pytest.Mon
 
 
 def test_given_reasonings_are_one_paragraph_each() -> None:
-    found = given({"0": " why\n\nso ", "2": "x"})([QUESTIONS[0], QUESTIONS[2]])
+    found = told(given({"0": " why\n\nso ", "2": "x"}), [QUESTIONS[0], QUESTIONS[2]])
     assert [draft.reasoning for draft in found] == ["why so", ""]
     assert not math.isnan(found[0].tokens) and not found[0].cut
 

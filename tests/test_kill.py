@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import toy
-from saywhy import reasonings, store
+from saywhy import store
+from saywhy.reasonings import writing
 
 pytest_plugins = ("runs",)
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
@@ -23,12 +24,13 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL"
 DRIVER = """
 import importlib, os, signal, sys
 import torch
-from saywhy import cli, reasonings
+from saywhy import cli
+from saywhy.reasonings import writing
 
 # A test run that was started in the background inherits that SIGINT is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
-reasonings.ROWS_PER_PART = 16
+writing.ROWS_PER_PART = 16
 room, name, at, when, number, config, run = sys.argv[1:]
 module = importlib.import_module(room)
 original, calls = getattr(module, name), []
@@ -86,7 +88,7 @@ def stopped(stop: tuple[Any, ...], config: Path, run: Path) -> subprocess.Comple
 def test_stopped_in_every_stage_a_run_ends_with_the_same_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(reasonings, "ROWS_PER_PART", 16)
+    monkeypatch.setattr(writing, "ROWS_PER_PART", 16)
     data = toy.write_data(tmp_path / "data")
     config = toy.write_config(data, **settings())
     never = toy.run(data, tmp_path / "never", **settings())
@@ -121,6 +123,9 @@ def test_stopped_in_every_stage_a_run_ends_with_the_same_figures(
     parts = [sorted(path.name for path in (folder / "reasonings").iterdir()) for folder in (run, never.folder)]
     assert parts[0] == parts[1]
     assert len(parts[0]) == 5
+    for name in parts[0]:
+        same = [(folder / "reasonings" / name).read_bytes() for folder in (run, never.folder)]
+        assert same[0] == same[1], f"{name} differs from that of the run that was never stopped"
 
 
 def stop_once(monkeypatch: pytest.MonkeyPatch, room: str, name: str, at: int, after: bool) -> None:

@@ -62,8 +62,8 @@ def answers(done: toy.Done, system: str, split: str = "test") -> evaluate.Answer
 def test_a_run_leaves_the_files_of_the_contract(finished: toy.Done) -> None:
     run = finished.folder
     assert names(run) == {
-        ".saywhy", "config.yaml", "journal.jsonl", "base", "reasoner", "reasonings", *toy.ARMS, "predictions",
-        "metrics.json", "report.html",
+        ".saywhy", "config.yaml", "journal.jsonl", "answers.sqlite", "base", "reasoner", "reasonings", *toy.ARMS,
+        "predictions", "metrics.json", "report.html",
     }  # fmt: skip
     assert names(run / "reasoner") == MODEL_FILES
     for arm in toy.ARMS:
@@ -204,10 +204,10 @@ def test_reasoned_arms_are_taught_what_was_kept(finished: toy.Done) -> None:
 def test_a_dropped_candidate_keeps_its_row_and_its_reason(finished: toy.Done) -> None:
     rows = store.read_table(finished.folder / "reasonings" / "part-00000.parquet").to_pylist()
     of_row = [row for row in rows if row["id"] == toy.DROPPED_ROW]
-    assert [row["dropped_because"] for row in of_row] == ["about_one_row"] * 2
+    assert [row["dropped_because"] for row in of_row] == ["about_one_row"] * 6
     assert all(row["reasoning"] for row in of_row)
     told = finished.metrics["reasonings"]
-    assert told["candidates"] == len(rows) == 2 * 60
+    assert told["candidates"] == len(rows) == 2 * 60 + 4
     assert told["kept"] + sum(told["dropped"].values()) == told["candidates"]
     assert told["kept"] == sum(row["kept"] for row in rows) == 59
     assert told["dropped"] == Counter(row["dropped_because"] for row in rows if not row["kept"])
@@ -492,7 +492,8 @@ def test_without_any_reasoning_kept_the_work_fails_and_stays(tmp_path: Path) -> 
         toy.run(data, tmp_path / "run", nothing, **toy.quick())
     rows = store.read_table(tmp_path / "run" / ".reasonings.partial" / "part-00000.parquet").to_pylist()
     assert {row["dropped_because"] for row in rows} == {"nothing"}
-    assert names(tmp_path / "run") == {".saywhy", "config.yaml", "journal.jsonl", ".reasonings.partial"}
+    began = {".saywhy", "config.yaml", "journal.jsonl", "answers.sqlite", ".reasonings.partial"}
+    assert names(tmp_path / "run") == began
     # Mended, the same folder goes on.
     toy.run(data, tmp_path / "run", **toy.quick())
     assert ".reasonings.partial" not in names(tmp_path / "run")
@@ -551,7 +552,7 @@ def test_teachers(tmp_path: Path, changes: Mapping[str, Any], teachers: set[str]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reasonings__teacher": "api"}, "reasonings.teacher: api is not in this version; .*teacher: file"),
+        ({"reasonings__teacher": "api"}, "reasonings.api.model: .*name the model"),
         ({"reasonings__teacher": [], "classifier__arms": ["both"]}, "classifier.arms: every arm needs reasonings"),
         ({"evaluate__modes": ["ensemble"]}, "evaluate.modes: ensemble .*they have label, reason"),
         ({"base": None}, "base: there is nothing to train the classifier from"),
@@ -681,10 +682,10 @@ def test_stages_end_where_they_are_asked_to(tmp_path: Path) -> None:
     run = tmp_path / "run"
     made = {"reasonings"}
     assert pipeline.run(config, run, until="reason") == run / "reasonings"
-    assert names(run) == {".saywhy", "config.yaml", "journal.jsonl", *made}
+    assert names(run) == {".saywhy", "config.yaml", "journal.jsonl", "answers.sqlite", *made}
     pipeline.run(config, run, until="train")
     made |= {"base", "label_only", "reason_then_label"}
-    assert names(run) == {".saywhy", "config.yaml", "journal.jsonl", *made}
+    assert names(run) == {".saywhy", "config.yaml", "journal.jsonl", "answers.sqlite", *made}
     assert pipeline.run(config, run, until="evaluate") == run / "metrics.json"
     assert "report.html" not in names(run)
     assert pipeline.run(config, run) == run / "report.html"

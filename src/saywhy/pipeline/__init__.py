@@ -129,6 +129,12 @@ def refuse_early(config: Config, until: str = "report") -> None:
     """Refuse what no stage could do: no teacher, modes of no arm, bases that are not there."""
     if until == "reason" and not config.reasonings.teacher:
         raise RequestError("reasonings.teacher: there is none to write; give reasoner.worked_cases or name a teacher")
+    named = {name: own.api for name, own in config.reasonings.named.items()} | {"api": config.reasonings.api}
+    asked = {*config.reasonings.teacher, config.reasonings.merge}
+    for name in sorted(named.keys() & asked):
+        if (api := named[name]) is not None and api.model is None:
+            place = "reasonings.api.model" if name == "api" else f"reasonings.named.{name}.api.model"
+            raise RequestError(f"{place}: there is none; name the model as the server does")
     known = sorted({mode for arm in config.classifier.arms for mode in MODES[arm.arm]})
     for mode in config.evaluate.modes or ():
         if mode not in known:
