@@ -1,8 +1,9 @@
 """Put runs that differ only in their seed together: means, and one interval over rows and seeds.
 
     python benchmarks/seeds.py runs/emotion-small-0 runs/emotion-small-1 … [--metric mean_recall] [--against label_only]
+                               [--recall-of LABEL]
 
-The arm and mode are chosen by the mean of the metric over the dev splits of all runs, from those that are not
+With --recall-of the metric is the recall of one label. The arm and mode are chosen by the mean of the metric over the dev splits of all runs, from those that are not
 label-only. The interval resamples seeds and, within each, test rows (the same rows for both arms), 2,000 times.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from saywhy.evaluate import Answers, load_answers
 from saywhy.records import Task
 
 RESAMPLES = 2000
+Score = Callable[[Any], float]
 
 
 def main() -> None:
@@ -28,6 +31,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--metric", default="mean_recall", choices=sorted(metrics.METRICS))
     parser.add_argument("--against", nargs="+", default=["label_only"], help="arms; the best of them on test counts")
+    parser.add_argument("--recall-of", metavar="LABEL", help="compare the recall of this label instead")
     given = parser.parse_args()
     documents = [store.read_json(run / "metrics.json") for run in given.runs]
     systems = [f"{arm}/{mode}" for arm, entry in documents[0]["arms"].items() for mode in entry["modes"]]
@@ -39,10 +43,22 @@ def main() -> None:
         print(line(f"floor {name}", documents, [document["floors"][name] for document in documents]))
     reasoned = [name for name in systems if name.partition("/")[0] not in given.against]
     plain = [name for name in systems if name.partition("/")[0] in given.against]
-    chosen = max(reasoned, key=lambda name: mean_dev(documents, name, given.metric))
+    metric = given.metric if given.recall_of is None else f"recall of {given.recall_of}"
+    score, of = scorer(documents[0]["task"]["labels"], given.metric, given.recall_of)
+    chosen = max(reasoned, key=lambda name: mean_dev(documents, name, of))
     # The strongest opponent counts, whatever dev said of it.
-    opponent = max(plain, key=lambda name: np.mean([s[given.metric] for s in systems_scores(documents, name)]))
-    print(json.dumps(compare(given.runs, documents[0]["task"], chosen, opponent, given.metric)))
+    opponent = max(plain, key=lambda name: np.mean([of(s) for s in systems_scores(documents, name)]))
+    print(json.dumps({"metric": metric, **compare(given.runs, documents[0]["task"], chosen, opponent, score)}))
+
+
+def scorer(labels: list[str], metric: str, label: str | None) -> tuple[Score, Callable[[dict[str, Any]], float]]:
+    """Give a metric as a function of a confusion matrix, and as it is read out of saved scores."""
+    if label is None:
+        return metrics.METRICS[metric], lambda scores: float(scores[metric])
+    at = labels.index(label)
+    return lambda counts: float(counts[at, at] / max(1, counts[at].sum())), lambda scores: float(
+        scores["per_class"][label]["recall"]
+    )
 
 
 def systems_scores(documents: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -51,10 +67,10 @@ def systems_scores(documents: list[dict[str, Any]], name: str) -> list[dict[str,
     return [document["arms"][arm]["modes"][mode]["test"] for document in documents]
 
 
-def mean_dev(documents: list[dict[str, Any]], name: str, metric: str) -> float:
+def mean_dev(documents: list[dict[str, Any]], name: str, of: Callable[[dict[str, Any]], float]) -> float:
     """Average a metric over the dev splits of all runs."""
     arm, mode = name.split("/")
-    return float(np.mean([document["arms"][arm]["modes"][mode]["dev"][metric] for document in documents]))
+    return float(np.mean([of(document["arms"][arm]["modes"][mode]["dev"]) for document in documents]))
 
 
 def line(name: str, documents: list[dict[str, Any]], scores: list[dict[str, Any]]) -> str:
@@ -66,7 +82,7 @@ def line(name: str, documents: list[dict[str, Any]], scores: list[dict[str, Any]
     return "  ".join([*parts, f"(accuracy by seed: {each})"])
 
 
-def compare(runs: list[Path], task: dict[str, Any], a: str, b: str, metric: str) -> dict[str, Any]:
+def compare(runs: list[Path], task: dict[str, Any], a: str, b: str, score: Score) -> dict[str, Any]:
     """Compare two systems over all runs: the mean difference, its interval over seeds and rows, McNemar a run."""
     asked = Task(task["name"], "", tuple(task["labels"]), ordinal=task["ordinal"])
     gold, given_a, given_b = [], [], []
@@ -78,7 +94,6 @@ def compare(runs: list[Path], task: dict[str, Any], a: str, b: str, metric: str)
         gold.append(np.array([place[x] for x in first.gold]))
         given_a.append(np.array([place[x] for x in first.labels]))
         given_b.append(np.array([place[x] for x in second.labels]))
-    score = metrics.METRICS[metric]
     labels = len(asked.labels)
 
     def difference(seed: int, rows: Any) -> float:
@@ -99,7 +114,6 @@ def compare(runs: list[Path], task: dict[str, Any], a: str, b: str, metric: str)
     return {
         "a": a,
         "b": b,
-        "metric": metric,
         "difference": float(np.mean([difference(s, rows) for s, rows in enumerate(everything)])),
         "ci95_rows_and_seeds": [float(low), float(high)],
         "p_mcnemar": [metrics.mcnemar_exact(x, y) for x, y in zip(only_a, only_b, strict=True)],

@@ -70,7 +70,17 @@ THRESHOLDS = {"low": 0, "normal": 3, "high": 7}
 # Every sum in this range is drawn equally often, so that additions far from the middle are practised too.
 SMALLEST_SUM, LARGEST_SUM = -4, 11
 
-WORKED, TRAIN, DEV, TEST = 400, 1000, 200, 1000
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many worked cases and rows are drawn."""
+
+    worked: int = 400
+    train: int = 1000
+    dev: int = 200
+    test: int = 1000
+
 
 # Shares out of 100, before sums are evened out. An open fact is worth its points, said to be open or not.
 FACTS_PER_TICKET = {2: 10, 3: 50, 4: 40}
@@ -320,15 +330,19 @@ def task() -> Task:
     return Task(name="tickets", instruction=instruction, labels=LABELS, descriptions=descriptions, ordinal=True)
 
 
-def generate(seed: int) -> Tickets:
-    """Draw all parts of the task: the same seed gives the same tickets on every machine and Python version."""
+def generate(seed: int, sizes: Sizes = Sizes(), shares: Mapping[str, int] | None = None) -> Tickets:
+    """Draw all parts of the task: the same seed gives the same tickets on every machine and Python version.
+
+    `shares` of the labels, out of 100, make some of them rare; without them every sum is drawn equally often.
+    """
     rng = Random(seed)
-    solved = _distinct(rng, WORKED + TRAIN + DEV + TEST)
-    worked = tuple(WorkedCase(text, it.label, it.reasoning) for text, it in solved[:WORKED])
+    count = sizes.worked + sizes.train + sizes.dev + sizes.test
+    solved = _distinct(rng, count) if shares is None else _of_shares(rng, count, shares)
+    worked = tuple(WorkedCase(text, it.label, it.reasoning) for text, it in solved[: sizes.worked])
     parts: dict[str, tuple[Row, ...]] = {}
     solutions: dict[str, str] = {}
-    start = WORKED
-    for name, size in (("train", TRAIN), ("dev", DEV), ("test", TEST)):
+    start = sizes.worked
+    for name, size in (("train", sizes.train), ("dev", sizes.dev), ("test", sizes.test)):
         part = solved[start : start + size]
         parts[name] = tuple(Row(f"{name}-{i:04}", text, it.label) for i, (text, it) in enumerate(part, 1))
         solutions |= {row.id: it.reasoning for row, (_, it) in zip(parts[name], part, strict=True)}
@@ -336,9 +350,9 @@ def generate(seed: int) -> Tickets:
     return Tickets(worked, parts["train"], parts["dev"], parts["test"], solutions)
 
 
-def write(folder: Path, seed: int) -> None:
+def write(folder: Path, seed: int, sizes: Sizes = Sizes(), shares: Mapping[str, int] | None = None) -> None:
     """Write worked.jsonl (question, answer, reasoning) and train, dev, test.jsonl (id, text, label) into `folder`."""
-    tickets = generate(seed)
+    tickets = generate(seed, sizes, shares)
     folder.mkdir(parents=True, exist_ok=True)
     cases = ({"question": it.question, "answer": it.answer, "reasoning": it.reasoning} for it in tickets.worked)
     _write_lines(folder / "worked.jsonl", cases)
@@ -394,6 +408,18 @@ def _distinct(rng: Random, count: int) -> list[tuple[str, Solution]]:
             solved[text] = solution
             room[solution.sum] -= 1
     # The rare sums fill up last: in the order of drawing they would all be test rows.
+    return sorted(solved.items(), key=lambda _: rng.random())[:count]
+
+
+def _of_shares(rng: Random, count: int, shares: Mapping[str, int]) -> list[tuple[str, Solution]]:
+    room = {label: -(-count * share // 100) for label, share in shares.items()}
+    solved: dict[str, Solution] = {}
+    while any(room.values()):
+        reports = _draw_reports(rng)
+        text, solution = _ticket_text(rng, reports), _solve(reports)
+        if text not in solved and room.get(solution.label, 0):
+            solved[text] = solution
+            room[solution.label] -= 1
     return sorted(solved.items(), key=lambda _: rng.random())[:count]
 
 
