@@ -52,12 +52,13 @@ def main() -> None:
 
 
 def scorer(labels: list[str], metric: str, label: str | None) -> tuple[Score, Callable[[dict[str, Any]], float]]:
-    """Give a metric as a function of a confusion matrix, and as it is read out of saved scores."""
+    """Give a metric as a function of counts, and as it is read out of saved scores."""
     if label is None:
         return metrics.METRICS[metric], lambda scores: float(scores[metric])
     at = labels.index(label)
-    return lambda counts: float(counts[at, at] / max(1, counts[at].sum())), lambda scores: float(
-        scores["per_class"][label]["recall"]
+    return (
+        lambda counts: float(counts.hit[at] / max(1, counts.gold[at])),
+        lambda scores: float(scores["per_class"][label]["recall"]),
     )
 
 
