@@ -401,6 +401,20 @@ def test_samples_show_each_verdict_of_each_class(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_the_table_counts_by_reason_and_class(tmp_path: Path) -> None:
+    write(tmp_path, [writer("w", says("w"))], [about("r3")], candidates=2, max_tries=1)
+    found = [line.split() for line in reasonings.lines(reasonings.summary(tmp_path / "reasonings"))]
+    assert found == [
+        ["all", "a", "b"],
+        ["rows", "5", "3", "2"],
+        ["rows", "without", "a", "reasoning", "1", "0", "1"],
+        ["candidates", "10", "6", "4"],
+        ["kept", "4", "3", "1"],
+        ["enough_kept", "4", "3", "1"],
+        ["about_r3", "2", "0", "2"],
+    ]
+
+
 def test_scorers_learn_from_the_first_usable_drafts(tmp_path: Path) -> None:
     texts = {
         "r0": Draft("fine"),

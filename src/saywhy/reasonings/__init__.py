@@ -2,7 +2,7 @@
 
 from saywhy.reasonings.asking import NOT_ANSWERED, begun_once
 from saywhy.reasonings.judging import Measured
-from saywhy.reasonings.parts import kept_weights, read_kept, samples, summary
+from saywhy.reasonings.parts import kept_weights, lines, read_kept, samples, summary
 from saywhy.reasonings.writing import Job, first_drafts, write
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "begun_once",
     "first_drafts",
     "kept_weights",
+    "lines",
     "read_kept",
     "samples",
     "summary",

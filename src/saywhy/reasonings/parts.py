@@ -33,8 +33,8 @@ SCHEMA = pa.schema(
         ("dropped_because", pa.string()),
     ]
 )
-# Kept and dropped ones that a report shows, of each reason.
-SAMPLES = 3
+# Classes and reasons that a report shows a candidate of, and classes that have a column in a printed table.
+SAMPLES, COLUMNS = 120, 8
 
 
 def path_of(folder: Path, number: int) -> Path:
@@ -140,15 +140,37 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
-    """Give the first candidates of every verdict and class, as records: kept ones have the reason ""."""
-    taken: Counter[tuple[str, str]] = Counter()
-    found = []
-    for record in _records(folder, SCHEMA.names):
+    """Give the first candidate of every verdict and class: `label`, `reasoning`, `dropped_because` ("" for kept)."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in _records(folder, ["id", "label", "reasoning", "teacher", "dropped_because"]):
         which = (record["dropped_because"], record["label"] or "")
-        if taken[which] < SAMPLES:
-            taken[which] += 1
-            found.append(record)
-    return found
+        if which not in found and len(found) < SAMPLES:
+            found[which] = record
+    return [found[which] for which in sorted(found)]
+
+
+def lines(told: Mapping[str, Any]) -> list[str]:
+    """Write a summary as a table of plain lines: what was kept and dropped, by reason and class."""
+    classes = sorted(told["by_class"].items(), key=lambda item: -item[1]["rows"])[:COLUMNS]
+    rows = [("", ["all", *(label for label, _ in classes)])]
+    for key, name in (("rows", "rows"), ("without", "rows without a reasoning"), ("candidates", "candidates")):
+        total = sum(one[key] for one in told["by_class"].values())
+        rows.append((name, [total, *(one[key] for _, one in classes)]))
+    rows.append(("kept", [told["kept"], *(one["kept"] for _, one in classes)]))
+    for reason, count in told["dropped"].items():
+        rows.append((reason, [count, *(one["dropped"].get(reason, 0) for _, one in classes)]))
+    wide = max(len(name) for name, _ in rows)
+    return [
+        f"{name:<{wide}} "
+        + " ".join(
+            f"{_cell(cell):>{max(8, len(str(head)[:16]))}}" for cell, head in zip(cells, rows[0][1], strict=True)
+        )
+        for name, cells in rows
+    ]
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)[:16]
 
 
 def _records(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
