@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
+
+from saywhy import controls
 
 SIGNIFICANT = 0.05
 FEW_ROWS = 20  # a class with fewer test rows is named in the small print
@@ -125,7 +128,10 @@ def headline(metrics: Mapping[str, Any], known: Sequence[System]) -> Headline:
         "none": "No difference was found.",
     }
     winner = base if case == "hurt" or (case in ("none", "hint") and base.recommended) else reasoned
-    asides = _other_metric(metrics, reasoned, base, row, case, metric)
+    said = control(metrics)
+    if said:
+        verdicts["helped"] = "The control helped."
+    asides = [*said, *_other_metric(metrics, reasoned, base, row, case, metric)]
     asides += _other_choice(case, reasoned, base) + _beside_floors(metrics, known, winner)
     sentence = _pair_sentence(metrics, reasoned, base, row, case)
     return Headline(case, verdicts[case], sentence, tuple(asides), (reasoned, base))
@@ -159,6 +165,52 @@ def limits(metrics: Mapping[str, Any], known: Sequence[System], main: System | N
             "and a good one can stand before a wrong label."
         )
     return said + list(metrics.get("notes") or [])
+
+
+def control(metrics: Mapping[str, Any]) -> list[str]:
+    """That the reasoned arms learnt from a control, where they did."""
+    told = metrics.get("reasonings") or {}
+    kind = told.get("replace", "none")
+    if kind == "none":
+        return []
+    return [
+        f"Every arm but label_only was taught a control in the place of reasonings: {kind}, {controls.meaning(kind)} "
+        f"({amount(told.get('replaced'))} of {amount(told.get('kept'))} reasonings were replaced). Their figures speak of "
+        "what the control keeps, not of reasonings."
+    ]
+
+
+def leakage(found: Mapping[str, Any] | None) -> list[str]:
+    """What a linear model reads of the label from the reasonings alone, and from what was taught in their place."""
+    if not found:
+        return []
+    if not found["written"]:
+        return [f"What the reasonings alone tell of the label was not measured: {found['missing']}."]
+    most, n, written, taught = found["majority"], found["reasonings"], found["written"], found["taught"]
+    said = [
+        f"From the written reasoning alone, without the text, a linear model reads the label of {_percent(written)} of "
+        f"{amount(n)} reasonings of other rows than it learnt from; always saying the most frequent label is right in "
+        f"{100 * most:.1f}%. Where it reads much, a model that reasons first has all but decided by the end of its reasoning."
+    ]
+    if not taught:
+        return said
+    # Two standard errors of a share: what lies within is as good as nothing.
+    margin = 2 * sqrt(most * (1 - most) / n)
+    accuracy, crossed = taught["accuracy"], found["taught_read_as_written"]
+    much = "next to nothing of the label is left" if accuracy <= most + margin else "the label is still told in part"
+    if accuracy >= written["accuracy"] - margin:
+        much = "the label is told as well as by the written ones"
+    said.append(f"From what was taught instead it reads {_percent(taught)}: {much}.")
+    if crossed < most - margin:
+        said.append(
+            f"One that learnt from the written reasonings reads the right label in only {100 * crossed:.1f}% of what was "
+            "taught instead: it is told wrong labels."
+        )
+    return said
+
+
+def _percent(told: Mapping[str, Any]) -> str:
+    return f"{100 * told['accuracy']:.1f}%"
 
 
 def training(metrics: Mapping[str, Any]) -> str:
