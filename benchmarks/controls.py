@@ -74,7 +74,9 @@ def print_table(
             print(line("as written", "", "", "", found.written, "", ""))
         exact, near = (sum(one <= most for one in off) / len(off) for most in (0, 1))
         across = f"{100 * (found.taught_read_as_written or 0):.1f}"
-        print(line(kind, f"{100 * exact:.1f}", f"{100 * near:.1f}", str(max(off)), found.taught, across, f"{seconds:.1f}"))
+        print(
+            line(kind, f"{100 * exact:.1f}", f"{100 * near:.1f}", str(max(off)), found.taught, across, f"{seconds:.1f}")
+        )
     print(f"\nThe most frequent label is that of {100 * (found.majority or 0):.1f}% of the reasonings.")
 
 

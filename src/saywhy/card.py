@@ -21,8 +21,8 @@ class Known:
     """What a card is written from.
 
     `facts` is what `train.json` holds; `base` is named without a path. `data_hash` identifies the training rows, "" and
-    `metrics` (what `metrics.json` holds) is None where the arm was trained but not evaluated. `control` names what it was
-    taught in the place of reasonings.
+    `metrics` (what `metrics.json` holds) is None where the arm was trained but not evaluated. `control` names what it
+    was taught in the place of reasonings.
     """
 
     name: str

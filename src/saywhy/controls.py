@@ -80,7 +80,9 @@ def replace(
     """
     corrupt = CORRUPT.fullmatch(kind)
     if kind not in ("none", *KINDS) and not corrupt:
-        raise RequestError(f"reasonings.replace: there is no control {kind!r}; there are {', '.join(KINDS)}, corrupt(p)")
+        raise RequestError(
+            f"reasonings.replace: there is no control {kind!r}; there are {', '.join(KINDS)}, corrupt(p)"
+        )
     if kind == "none":
         return dict(kept)
     drawn_as, share = ("swap_other", float(corrupt[1])) if corrupt else (kind, 1.0)

@@ -106,7 +106,7 @@ def _folds(rows: Sequence[Row], seed: int) -> list[int]:
 
 
 def _read(task: Task, folds: Sequence[int], learnt: Sequence[Row], *asked: Sequence[Row]) -> list[list[str]]:
-    """Learn to read labels in all folds but one and read those of that one, in each of `asked`; all are in one order."""
+    """Learn to read labels in all folds but one and read those of that one, in each of `asked`, row for row."""
     given = [[""] * len(folds) for _ in asked]
     for own in sorted(set(folds)):
         inside = [at for at, fold in enumerate(folds) if fold == own]
@@ -121,7 +121,8 @@ def _read(task: Task, folds: Sequence[int], learnt: Sequence[Row], *asked: Seque
 
 def _told(task: Task, shown: Sequence[Row], given: Sequence[str]) -> Told:
     place = {label: at for at, label in enumerate(task.labels)}
-    gold, predicted = (np.array([place[label] for label in each]) for each in ([row.label or "" for row in shown], given))
+    gold = np.array([place[row.label or ""] for row in shown])
+    predicted = np.array([place[label] for label in given])
     counts = metrics.count(gold, predicted, len(task.labels))
     named = [[label for label in task.labels if names(row.text, label)] for row in shown]
     return Told(

@@ -175,8 +175,8 @@ def control(metrics: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"Every arm but label_only was taught a control in the place of reasonings: {kind}, {controls.meaning(kind)} "
-        f"({amount(told.get('replaced'))} of {amount(told.get('kept'))} reasonings were replaced). Their figures speak of "
-        "what the control keeps, not of reasonings."
+        f"({amount(told.get('replaced'))} of {amount(told.get('kept'))} reasonings were replaced). Their figures speak "
+        "of what the control keeps, not of reasonings."
     ]
 
 
@@ -188,9 +188,9 @@ def leakage(found: Mapping[str, Any] | None) -> list[str]:
         return [f"What the reasonings alone tell of the label was not measured: {found['missing']}."]
     most, n, written, taught = found["majority"], found["reasonings"], found["written"], found["taught"]
     said = [
-        f"From the written reasoning alone, without the text, a linear model reads the label of {_percent(written)} of "
-        f"{amount(n)} reasonings of other rows than it learnt from; always saying the most frequent label is right in "
-        f"{100 * most:.1f}%. Where it reads much, a model that reasons first has all but decided by the end of its reasoning."
+        "From the written reasoning alone, without the text, a linear model reads the right label of "
+        f"{_percent(written)} of {amount(n)} reasonings, learning from those of other rows; always saying the most "
+        f"frequent label is right for {100 * most:.1f}%. What it reads there, the reasoning gives away."
     ]
     if not taught:
         return said
@@ -203,8 +203,8 @@ def leakage(found: Mapping[str, Any] | None) -> list[str]:
     said.append(f"From what was taught instead it reads {_percent(taught)}: {much}.")
     if crossed < most - margin:
         said.append(
-            f"One that learnt from the written reasonings reads the right label in only {100 * crossed:.1f}% of what was "
-            "taught instead: it is told wrong labels."
+            f"One that learnt from the written reasonings reads the right label in only {100 * crossed:.1f}% of what "
+            "was taught instead: they speak for wrong labels."
         )
     return said
 
