@@ -104,13 +104,13 @@ def test_a_control_is_one_paragraph_that_can_be_read_back(student: Tokens, kind:
 @given(seed=st.integers(0, 5), order=st.randoms(use_true_random=False))
 def test_order_changes_nothing_and_the_seed_everything(kind: str, seed: int, order: Any) -> None:
     rows, kept = told(number=2)
+    rows = rows[:12]
     turned = list(rows)
     order.shuffle(turned)
     tokens = byte_level() if kind == "random_vocab" else WORDS
-    some, turned = (rows[:8], [row for row in turned if row in rows[:8]]) if kind == "random_vocab" else (rows, turned)
-    replaced = controls.replace(kind, some, kept, tokens, seed)
+    replaced = controls.replace(kind, rows, kept, tokens, seed)
     assert controls.replace(kind, turned, kept, tokens, seed) == replaced
-    assert (controls.replace(kind, some, kept, tokens, seed + 1) == replaced) is (kind == "filler")
+    assert (controls.replace(kind, rows, kept, tokens, seed + 1) == replaced) is (kind == "filler")
 
 
 @pytest.mark.parametrize("kind", ["shuffle", "random_vocab", "filler"])
@@ -123,7 +123,7 @@ def test_what_needs_no_other_row_is_the_same_without_it(kind: str) -> None:
 
 
 @given(
-    texts=st.lists(st.lists(st.sampled_from(["a", "bb", "ccc", "d.", "'e'", "ff"]), min_size=1).map(" ".join), min_size=1),
+    texts=st.lists(st.lists(st.sampled_from(["a", "bb", "d.", "'e'", "ff"]), min_size=1).map(" ".join), min_size=1),
     seed=st.integers(0, 99),
 )
 def test_shuffle_keeps_every_word(texts: list[str], seed: int) -> None:

@@ -17,7 +17,7 @@ from saywhy.evaluate.judge import (
     plain,
     score,
 )
-from saywhy.evaluate.leakage import Leakage, Told, leakage
+from saywhy.evaluate.leaking import Leakage, Told, leakage
 from saywhy.evaluate.measured import temperature_of
 
 __all__ = [

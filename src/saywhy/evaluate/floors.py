@@ -46,14 +46,17 @@ def majority(task: Task, train: Sequence[Row]) -> PredictRows:
 def linear(task: Task, train: Sequence[Row], dev: Sequence[Row]) -> PredictRows | None:
     """TF-IDF of words and pairs of words under logistic regression, chosen on dev by macro F1.
 
-    None where it cannot be: rows with their own choices, fewer than two labels, or no words at all.
+    None where it cannot be: rows with their own choices, fewer than two labels, or no words that count.
     """
     of_train = [task.labels.index(str(row.label)) for row in train] if task.labels else []
     if len(set(of_train)) < 2 or not any(re.search(r"\w", row.text) for row in train):
         return None
     least = 2 if len(train) >= MANY_ROWS else 1
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", sublinear_tf=True, min_df=least)
-    train_matrix = vectorizer.fit_transform(row.text for row in train)
+    try:
+        train_matrix = vectorizer.fit_transform(row.text for row in train)
+    except ValueError:  # of many rows no two share a word: a script without spaces, say
+        return None
     dev_matrix = vectorizer.transform([row.text for row in dev]) if dev else None
     of_dev = np.array([task.labels.index(str(row.label)) for row in dev], dtype=np.int64)
     model = _best_linear(train_matrix, np.array(of_train), dev_matrix, of_dev, len(task.labels))
