@@ -67,13 +67,13 @@ def print_table(
             for new, old in zip(texts, kept[name], strict=True)
         ]
         found = evaluate.leakage(told.task, told.train, kept, taught, settings.seed)
-        if found.written is None or found.taught is None:
+        if found.written is None or found.taught is None or found.crossed is None:
             print(f"| {kind} | {found.missing} |")
             continue
         if kind == kinds[0]:
             print(line("as written", "", "", "", found.written, "", ""))
         exact, near = (sum(one <= most for one in off) / len(off) for most in (0, 1))
-        across = f"{100 * (found.taught_read_as_written or 0):.1f}"
+        across = f"{100 * (found.crossed.accuracy):.1f}"
         print(
             line(kind, f"{100 * exact:.1f}", f"{100 * near:.1f}", str(max(off)), found.taught, across, f"{seconds:.1f}")
         )

@@ -278,10 +278,10 @@ def test_a_bag_of_the_class_tells_the_label_and_one_of_the_corpus_does_not() -> 
 
 
 def test_swap_other_tells_the_wrong_label_and_swap_same_the_right_one() -> None:
-    other, same = leak("swap_other").taught_read_as_written, leak("swap_same").taught_read_as_written
-    assert other is not None and same is not None
-    assert other < 0.1
-    assert same > 0.8
+    other, same = leak("swap_other"), leak("swap_same")
+    assert other.crossed and same.crossed and other.chance and other.chance_error
+    assert other.crossed.mean_recall < other.chance - 2 * other.chance_error
+    assert same.crossed.mean_recall > 0.8
 
 
 @pytest.fixture(scope="module")

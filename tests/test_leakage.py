@@ -31,6 +31,7 @@ def test_words_of_the_class_are_read_and_words_of_nothing_are_not() -> None:
     found = evaluate.leakage(TASK, some, telling(some), {row.id: ("it has so",) for row in some}, 0)
     assert found.written is not None and found.taught is not None
     assert (found.rows, found.reasonings, found.majority) == (60, 60, pytest.approx(1 / 3))
+    assert (found.chance, found.chance_error) == (pytest.approx(1 / 3), pytest.approx((2 / 9 / 60) ** 0.5))
     assert found.written.accuracy == found.written.mean_recall == 1
     assert found.taught.accuracy < 0.5
 
@@ -40,7 +41,8 @@ def test_words_of_another_class_are_read_but_as_written_they_mislead() -> None:
     found = evaluate.leakage(TASK, some, telling(some), telling(some, turned=True), 0)
     assert found.taught is not None
     assert found.taught.accuracy == 1
-    assert found.taught_read_as_written == 0
+    assert found.crossed is not None
+    assert found.crossed.mean_recall == 0
 
 
 def test_only_the_reasoning_is_read_and_only_of_other_rows() -> None:
@@ -49,7 +51,7 @@ def test_only_the_reasoning_is_read_and_only_of_other_rows() -> None:
     some = [Row(row.id, f"{row.text} {at}", row.label) for at, row in enumerate(some)]
     found = evaluate.leakage(TASK, some, {row.id: (f"word{row.id}",) for row in some}, None, 0)
     assert found.written is not None and found.written.accuracy < 0.5
-    assert found.taught is None and found.taught_read_as_written is None
+    assert found.taught is None and found.crossed is None
 
 
 def test_rows_of_one_text_are_in_one_fold_and_classes_are_spread() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import sqrt
 from random import Random
 
 import numpy as np
@@ -39,18 +41,21 @@ class Told:
 class Leakage:
     """What `written` reasonings tell of the labels, and what those that were `taught` in their place do.
 
-    `taught_read_as_written` is the accuracy of the model that learnt from written reasonings where it reads the taught
-    ones of rows it has not seen: below `majority`, the share of the most frequent label, it is told a wrong label.
-    Shares are over `reasonings` of `rows`. `written` is None where nothing can be measured, and `missing` says why;
-    `taught` is None where nothing was put in the place of the written ones.
+    `crossed` says how a model that learnt from written reasonings reads the taught ones of rows it has not seen.
+    `majority` is the share of the most frequent label. Where nothing is told, mean recall is `chance`, one divided by
+    the labels that occur, with the standard error `chance_error`: further below it, a wrong label is told. `written` is
+    None where nothing can be measured, and `missing` says why; `taught` and `crossed` are None where nothing was put in
+    the place of the written ones.
     """
 
     rows: int
     reasonings: int
-    majority: float | None
-    written: Told | None
-    taught: Told | None
-    taught_read_as_written: float | None
+    majority: float | None = None
+    chance: float | None = None
+    chance_error: float | None = None
+    written: Told | None = None
+    taught: Told | None = None
+    crossed: Told | None = None
     missing: str = ""
 
 
@@ -63,20 +68,21 @@ def leakage(task: Task, rows: Sequence[Row], written: Reasonings, taught: Reason
     rows = [row for row in rows if written.get(row.id)]
     if len(rows) > MOST_ROWS:
         rows = Random(seed).sample(rows, MOST_ROWS)
-    counts = Counter(row.label for row in rows)
     before = _shown(rows, written)
-    if why := _missing(task, counts):
-        return Leakage(len(rows), len(before), None, None, None, None, why)
+    if why := _missing(task, Counter(row.label for row in rows)):
+        return Leakage(len(rows), len(before), missing=why)
     folds = [fold for row, fold in zip(rows, _folds(rows, seed), strict=True) for _ in written[row.id]]
-    most = max(Counter(row.label for row in before).values()) / len(before)
+    counts = Counter(row.label for row in before)
+    chance = 1 / len(counts)
+    error = sqrt(sum(chance * (1 - chance) / count for count in counts.values())) / len(counts)
+    known = partial(Leakage, len(rows), len(before), max(counts.values()) / len(before), chance, error)
     if taught is None:
         (of_written,) = _read(task, folds, before, before)
-        return Leakage(len(rows), len(before), most, _told(task, before, of_written), None, None)
+        return known(_told(task, before, of_written))
     after = _shown(rows, taught)
-    of_written, as_written = _read(task, folds, before, before, after)
+    of_written, crossed = _read(task, folds, before, before, after)
     (of_taught,) = _read(task, folds, after, after)
-    told = [_told(task, *pair) for pair in ((before, of_written), (after, of_taught), (after, as_written))]
-    return Leakage(len(rows), len(before), most, told[0], told[1], told[2].accuracy)
+    return known(_told(task, before, of_written), _told(task, after, of_taught), _told(task, after, crossed))
 
 
 def _shown(rows: Sequence[Row], reasonings: Reasonings) -> list[Row]:

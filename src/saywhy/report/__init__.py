@@ -347,13 +347,13 @@ def _reasonings(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
     ]  # fmt: skip
     said = "; ".join(f"{bar.name} {bar.text}" for bar in bars)
     leakage = summary.get("leakage") or {}
-    read = [("written", leakage.get("written"), None)]
-    read += [(f"taught ({summary.get('replace')})", leakage.get("taught"), leakage.get("taught_read_as_written"))]
+    kind = summary.get("replace")
+    shown = {"written": "written", "taught": f"taught ({kind})", "crossed": f"taught ({kind}), read as if written"}
     return {
         **summary,
         "figure": figures.bars("reasonings", "What became of the candidates", said, bars),
         "leakage_said": story.leakage(leakage),
-        "read": [row for row in read if row[1]],
+        "read": [(name, leakage[key]) for key, name in shown.items() if leakage.get(key)],
     }
 
 

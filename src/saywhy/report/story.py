@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 from saywhy import controls
@@ -186,24 +185,26 @@ def leakage(found: Mapping[str, Any] | None) -> list[str]:
         return []
     if not found["written"]:
         return [f"What the reasonings alone tell of the label was not measured: {found['missing']}."]
-    most, n, written, taught = found["majority"], found["reasonings"], found["written"], found["taught"]
+    n, written, taught, crossed = found["reasonings"], found["written"], found["taught"], found["crossed"]
     said = [
         "From the written reasoning alone, without the text, a linear model reads the right label of "
         f"{_percent(written)} of {amount(n)} reasonings, learning from those of other rows; always saying the most "
-        f"frequent label is right for {100 * most:.1f}%. What it reads there, the reasoning gives away."
+        f"frequent label is right for {100 * found['majority']:.1f}%. What it reads there, the reasoning gives away."
     ]
     if not taught:
         return said
-    # Two standard errors of a share: what lies within is as good as nothing.
-    margin = 2 * sqrt(most * (1 - most) / n)
-    accuracy, crossed = taught["accuracy"], found["taught_read_as_written"]
-    much = "next to nothing of the label is left" if accuracy <= most + margin else "the label is still told in part"
-    if accuracy >= written["accuracy"] - margin:
+    # What lies within two standard errors of chance is as good as nothing. Chance is the same in mean recall whatever
+    # the shares of the labels are.
+    chance, margin = found["chance"], 2 * found["chance_error"]
+    much = "the label is still told in part"
+    if taught["mean_recall"] <= chance + margin:
+        much = "next to nothing of the label is left"
+    elif taught["mean_recall"] >= written["mean_recall"] - margin:
         much = "the label is told as well as by the written ones"
     said.append(f"From what was taught instead it reads {_percent(taught)}: {much}.")
-    if crossed < most - margin:
+    if crossed["mean_recall"] < chance - margin:
         said.append(
-            f"One that learnt from the written reasonings reads the right label in only {100 * crossed:.1f}% of what "
+            f"One that learnt from the written reasonings reads the right label in only {_percent(crossed)} of what "
             "was taught instead: they speak for wrong labels."
         )
     return said
