@@ -103,3 +103,12 @@ def test_a_run_leaves_cards_with_the_figures_that_it_measured(quick_run: toy.Don
             assert f"{shown}{100 * low:.1f} to {100 * high:.1f} |" in text
         assert "linear (floor)" in text
         assert "README.md" in store.read_json(quick_run.folder / name / "stamp.json")["files"]
+
+
+def test_a_card_says_that_an_arm_was_taught_a_control() -> None:
+    text = card.write(TASK, known(control="corrupt(0.2)"))
+    assert "**Trained on a control, not on reasonings:** `corrupt(0.2)` stood in for them" in text
+    assert "in 20% of the rows" in text
+    assert "do not read it as a reasoning" in text and "faithfulness" not in text
+    assert "control" not in card.write(TASK, known(arm="label_only", control="shuffle"))
+    assert "control" not in card.write(TASK, known())

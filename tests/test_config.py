@@ -261,7 +261,7 @@ def test_the_teacher_is_the_reasoner_where_there_are_worked_cases() -> None:
         ("data.on_overflow=drops", "did you mean 'drop'?"),
         ("reasonings.checks=[to_long]", "reasonings.checks[0]: should be one of empty, too_long"),
         ("reasonings.per_row=5", "per_row (5) is more than candidates (4)"),
-        ("reasonings.replace=shuffle", "reasonings.replace: should be"),
+        ("reasonings.replace=shufle", "reasonings.replace: should be one of none, shuffle, bag_corpus"),
         ("evaluate.abstain_below=70", "evaluate.abstain_below: should be less than or equal to 1, not 70"),
         ("seed=-1", "seed: should be greater than or equal to 0, not -1"),
         ("study.grid={}", "study.grid: should hold at least one key"),

@@ -365,3 +365,15 @@ def test_a_row_weighs_one_however_long_and_however_many_targets(arm: str) -> Non
         total += one.weights.sum()
     assert total == pytest.approx(1.0)
     assert np.flatnonzero(one.weights)[-1] == len(one.ids) - 1
+
+
+@pytest.mark.parametrize("kind", ["prepend", "metaspace"])
+def test_half_a_character_is_decoded_behind_a_guard_that_is_a_byte(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a line end is a byte, as in Llama 2, it makes one broken run with the bytes behind it."""
+    tokenizer = tiny.sentence_piece(kind)
+    encoder = make_encoder(tokenizer, render(tokenizer, INSTRUCTION))
+    monkeypatch.setattr("saywhy.lm.encode.GUARDS", ("\x02", "0"))
+    half, whole = ([tokenizer.get_vocab()[f"<0x{byte:02X}>"] for byte in "€".encode()[:end]] for end in (1, 3))
+    behind = replace(encoder, guard="\x02")
+    assert decode(behind, whole) == "€"
+    assert decode(behind, half) == "\ufffd"

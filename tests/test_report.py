@@ -623,3 +623,59 @@ def test_write_names_what_is_missing(tmp_path: Path) -> None:
 def test_importing_the_report_brings_no_torch() -> None:
     code = "import sys, saywhy.report; sys.exit(bool({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def reads(accuracy: float) -> dict[str, float]:
+    return {"accuracy": accuracy, "mean_recall": accuracy, "named": 0.1, "other_named": 0.05}
+
+
+def controlled(kind: str = "bag_corpus", accuracy: float = 0.31, crossed: float = 0.3) -> dict[str, Any]:
+    """A run whose arms were taught a control, of which a linear model reads so much of the label."""
+    metrics = bare(BOTH, REASON, [(REASON, LABEL, "accuracy", 0.063, 0.012, 0.114, 0.004, 0.012)])
+    metrics["reasonings"] = {
+        "rows": 300, "candidates": 400, "kept": 300, "dropped": {"empty": 100}, "rows_without": 0,
+        "replace": kind, "replaced": 300,
+        "leakage": {
+            "rows": 300, "reasonings": 300, "majority": 0.4, "chance": 0.3, "chance_error": 0.02,
+            "written": reads(0.9), "taught": reads(accuracy), "crossed": reads(crossed), "missing": "",
+        },
+    }  # fmt: skip
+    return metrics
+
+
+def test_a_control_that_helped_is_not_called_saying_why() -> None:
+    found = told(controlled())
+    assert (found.case, found.verdict) == ("helped", "The control helped.")
+    assert found.asides[0].startswith(
+        "Every arm but label_only was taught a control in the place of reasonings: bag_corpus, words drawn"
+    )
+    assert "(300 of 300 reasonings were replaced)" in found.asides[0]
+    plain = controlled()
+    plain["reasonings"] |= {"replace": "none", "replaced": 0}
+    assert told(plain).verdict == "Saying why helped."
+    assert "control" not in text_of(told(plain))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "crossed", "said", "unsaid"),
+    [
+        (0.33, 0.27, "33.0%: next to nothing of the label is left", "wrong labels"),
+        (0.5, 0.3, "50.0%: the label is still told in part", "wrong labels"),
+        (0.87, 0.88, "87.0%: the label is told as well as by the written ones", "wrong labels"),
+        (0.45, 0.05, "only 5.0% of what was taught instead: they speak for wrong labels", "next to nothing"),
+    ],
+)
+def test_the_report_says_what_is_left_of_the_label(accuracy: float, crossed: float, said: str, unsaid: str) -> None:
+    page = " ".join(report.render(controlled(accuracy=accuracy, crossed=crossed), {}).split())
+    assert "reads the right label of 90.0% of 300 reasonings" in page
+    assert said in page and unsaid not in page
+    assert "taught (bag_corpus)" in page and "taught (bag_corpus), read as if written" in page
+
+
+def test_leakage_that_was_not_measured_is_said() -> None:
+    metrics = controlled()
+    unmeasured = {"written": None, "taught": None, "crossed": None, "missing": "rows have their own choices"}
+    metrics["reasonings"]["leakage"] |= unmeasured
+    page = report.render(metrics, {})
+    assert "was not measured: rows have their own choices." in page
+    assert "taught (bag_corpus)" not in page

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from saywhy import controls
 from saywhy.prompts import MODES
 from saywhy.records import Task
 
@@ -20,7 +21,8 @@ class Known:
     """What a card is written from.
 
     `facts` is what `train.json` holds; `base` is named without a path. `data_hash` identifies the training rows, "" and
-    `metrics` (what `metrics.json` holds) is None where the arm was trained but not evaluated.
+    `metrics` (what `metrics.json` holds) is None where the arm was trained but not evaluated. `control` names what it
+    was taught in the place of reasonings.
     """
 
     name: str
@@ -30,6 +32,12 @@ class Known:
     facts: Mapping[str, Any]
     data_hash: str = ""
     metrics: Mapping[str, Any] | None = None
+    control: str = "none"
+
+    @property
+    def controlled(self) -> bool:
+        """Whether the arm has learnt from a control."""
+        return self.control != "none" and self.arm != "label_only"
 
 
 def write(task: Task, known: Known) -> str:
@@ -58,7 +66,7 @@ A small language model that answers the task {task.name} ("{_line(task.instructi
 
 ## Limits
 
-{_limits(task, known.arm)}
+{_limits(task, known)}
 
 ## Use
 
@@ -130,18 +138,25 @@ def _training(known: Known) -> str:
         f"- {known.rows} rows for {facts['steps']} steps; the weights after step {kept} were kept.",
         f"- All weights were trained, in {facts['precision']}.",
     ]
+    if known.controlled:
+        lines.append(
+            f"- **Trained on a control, not on reasonings:** `{known.control}` stood in for them, "
+            f"{controls.meaning(known.control)}."
+        )
     if known.data_hash:
         lines.append(f"- The training rows have the hash `{known.data_hash}`.")
     return "\n".join(lines)
 
 
-def _limits(task: Task, arm: str) -> str:
+def _limits(task: Task, known: Known) -> str:
     one_of = "one of its row's choices" if not task.labels else "one of these labels"
     lines = [
         f"- Every text is answered with {one_of}, whatever it is about.",
         "- The figures hold for texts like those of the test rows.",
     ]
-    if arm != "label_only":
+    if known.controlled:
+        lines.append("- What it writes is what the control taught it: do not read it as a reasoning.")
+    elif known.arm != "label_only":
         lines.append(
             "- The reasoning is written by the model; see the faithfulness figures. Such figures are not part of this\n"
             "  version: whether a reasoning is why the model answered as it did was not measured."

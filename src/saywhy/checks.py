@@ -136,6 +136,11 @@ def first_failing(checks: Sequence[Check], task: Task, row: Row, candidate: Cand
     return next((check.__name__ for check in checks if check(task, row, candidate)), "")
 
 
+def names(text: str, label: str) -> bool:
+    """Whether a label stands in a text as a word of its own, in any case."""
+    return _is_named(_normalised(label), _normalised(text))
+
+
 def _labels(task: Task, row: Row) -> tuple[str, ...]:
     return task.labels if row.choices is None else row.choices
 

@@ -12,7 +12,10 @@ import numpy as np
 
 from saywhy import card, store
 from saywhy.config import Arm, FromScratch, Train
+from saywhy.controls import Tokens
 from saywhy.lm import LM
+from saywhy.lm.encode import make_encoder, reasoning_tokens, render
+from saywhy.lm.load import tokenizer_of
 from saywhy.metrics import accuracy, count, macro_f1, mean_recall
 from saywhy.predict import Classifier, answer
 from saywhy.prompts import Part, row_pieces, target, targets, task_instruction
@@ -52,6 +55,12 @@ def shown(task: Task, rows: Sequence[Row]) -> list[str]:
     return [f"{task_instruction(task)}\n\n{row.text}\nLabel: {row.label}" for row in rows]
 
 
+def tokens(task: Task, base: str, trust_remote_code: bool) -> Tokens:
+    """Give the student's tokens, in which a control is as long as the reasoning that it replaces."""
+    tokenizer = tokenizer_of(base, trust_remote_code)
+    return reasoning_tokens(make_encoder(tokenizer, render(tokenizer, task_instruction(task))))
+
+
 def course(
     task: Task, arm: str, base: str, settings: Train, rows: Sequence[Row], seed: int, on_overflow: str, trust: bool
 ) -> Course:
@@ -73,9 +82,19 @@ def _class_weights(rows: Sequence[Row]) -> tuple[tuple[str, float], ...]:
 
 
 def train(
-    folder: Path, task: Task, arm: Arm, plan: Course, taught: Sequence[Lesson], dev: Sequence[Row], metric: str
+    folder: Path,
+    task: Task,
+    arm: Arm,
+    plan: Course,
+    taught: Sequence[Lesson],
+    dev: Sequence[Row],
+    metric: str,
+    control: str = "none",
 ) -> None:
-    """Train one arm into `folder`; the dev rows choose the checkpoint by `metric`, in the mode of the arm."""
+    """Train one arm into `folder`; the dev rows choose the checkpoint by `metric`, in the mode of the arm.
+
+    `control` names what stands in for the reasonings in what is taught.
+    """
 
     def dev_score(lm: LM) -> float:
         classifier = Classifier(lm, task, arm.arm, {})
@@ -84,7 +103,7 @@ def train(
     rows = _some(dev, plan.settings.dev_rows, plan.seed)
     store.write_json(folder / "task.json", asdict(task))
     train_folder(folder, plan, taught, arm.name, dev_score if rows else None, len(rows))
-    describe(folder, task, arm, plan.base, len(taught))
+    describe(folder, task, arm, plan.base, len(taught), control)
 
 
 def describe(
@@ -93,12 +112,13 @@ def describe(
     arm: Arm,
     base: str | FromScratch,
     rows: int,
+    control: str = "none",
     data_hash: str = "",
     metrics: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the model card of an arm's folder; with the hash of its rows and `metrics` once these are known."""
     facts = store.read_json(folder / "train.json")
-    known = card.Known(arm.name, arm.arm, _named(base), rows, facts, data_hash, metrics)
+    known = card.Known(arm.name, arm.arm, _named(base), rows, facts, data_hash, metrics, control)
     store.write_text(folder / "README.md", card.write(task, known))
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoModelForCausalLM
 
-from saywhy import classifier, reasoner
+from saywhy import classifier, controls, reasoner
 from saywhy.config import Arm, Config, FromScratch, needed_base
 from saywhy.data import Data, read
 from saywhy.doctor import matrix_rate
@@ -33,6 +33,7 @@ EFFICIENCY = 0.4
 BYTES_PER_PARAMETER = 16
 SAMPLED_STEPS = 8
 SHOWN_TOKENS = 400
+GIVEN = "as given"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,13 @@ def _estimates(config: Config, data: Data, folder: Path) -> list[Estimate]:
         plan = reasoner.course(base, config.reasoner.train, config.seed, config.trust_remote_code)
         found.append(_estimate("reasoner", plan, worked_lessons(config, data), ""))
     kept, source = _expected(config, data)
+    kind = config.reasonings.replace
+    if source == GIVEN and kind != "none":
+        base = _base(config, data, folder, "classifier")
+        kept = controls.replace(
+            kind, data.train, kept, classifier.tokens(data.task, base, config.trust_remote_code), config.seed
+        )
+        source = f"replaced by {kind}, {controls.meaning(kind)}"
     for arm in config.classifier.arms:
         if arm.arm in NEEDS_REASONINGS and not kept:
             continue
@@ -81,7 +89,7 @@ def _expected(config: Config, data: Data) -> tuple[Mapping[str, tuple[str, ...]]
     """Give reasonings to reckon with: those that rows bring, else worked cases' in turn."""
     brought = {**data.file_reasonings, **data.reasonings}
     if brought:
-        return {name: (text,) for name, text in brought.items()}, "as given"
+        return {name: (text,) for name, text in brought.items()}, GIVEN
     if not config.reasonings.teacher or not data.worked_cases:
         return {}, ""
     cases = data.worked_cases

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from saywhy.config.basis import Items, Settings, Words, did_you_mean, one_or_more
+from saywhy.controls import CORRUPT, KINDS
 
 TeacherName = Literal["reasoner", "base", "column", "file", "api"]
 TEACHERS: tuple[str, ...] = get_args(TeacherName)
@@ -19,8 +20,7 @@ CheckName = Literal[
 ]  # fmt: skip
 # All but `another_label_named`, which also drops what weighs one label against another; `contradiction` does not.
 CHECKS: tuple[CheckName, ...] = tuple(name for name in get_args(CheckName) if name != "another_label_named")
-CONTROLS = ("none", "shuffle", "bag_corpus", "bag_class", "random_vocab", "swap_same", "swap_other", "filler")
-CORRUPT = re.compile(r"corrupt\((0?\.[0-9]+|0|1|1\.0+|0\.0+)\)")
+CONTROLS = ("none", *KINDS)
 
 
 def _check_replace(value: Any) -> str:

@@ -17,17 +17,21 @@ from saywhy.evaluate.judge import (
     plain,
     score,
 )
+from saywhy.evaluate.leaking import Leakage, Told, leakage
 from saywhy.evaluate.measured import temperature_of
 
 __all__ = [
     "Answers",
     "Budget",
+    "Leakage",
+    "Told",
     "answer",
     "collect",
     "compare",
     "comparisons",
     "floor_answers",
     "floor_scores",
+    "leakage",
     "linear",
     "load_answers",
     "majority",

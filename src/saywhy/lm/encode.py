@@ -17,8 +17,9 @@ import jinja2
 import numpy as np
 from tokenizers import Tokenizer
 
+from saywhy.controls import Tokens
 from saywhy.data import half_character
-from saywhy.prompts import Part
+from saywhy.prompts import REASONER, Part, target
 from saywhy.records import RequestError
 from saywhy.trees import Branch
 
@@ -228,9 +229,13 @@ def decode(encoder: Encoder, ids: Sequence[int]) -> str:
     kept = [i for i in ids if i not in encoder.controls]
     if not encoder.guard:
         return str(encoder.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
-    guarded = encoder.plain.encode(encoder.guard, add_special_tokens=False).ids
-    text = str(encoder.tokenizer.decode([*guarded, *kept], clean_up_tokenization_spaces=False))
-    return text[text.index(encoder.guard) + len(encoder.guard) :]
+    for guard in GUARDS:
+        guarded = encoder.plain.encode(guard, add_special_tokens=False).ids
+        text = str(encoder.tokenizer.decode([*guarded, *kept], clean_up_tokenization_spaces=False))
+        # A guard that is a byte makes one broken run with the bytes of half a character behind it.
+        if guard in text:
+            return text[text.index(guard) + len(guard) :]
+    raise RequestError("the tokenizer cannot decode what stands behind other text; use another base")
 
 
 def prompt_ids(encoder: Encoder, pieces: Sequence[str]) -> tuple[list[int], bool]:
@@ -289,6 +294,24 @@ def golden_ids(encoder: Encoder) -> tuple[int, ...]:
 def part_ids(encoder: Encoder, part: Part) -> list[int]:
     """Encode one piece of a target."""
     return [encoder.end] if part.name == "end" else text_ids(encoder, part.text)
+
+
+def reasoning_tokens(encoder: Encoder) -> Tokens:
+    """Give the tokens of reasonings, as `controls` needs them to write some of the same length."""
+
+    def ids(reasoning: str) -> list[int]:
+        return part_ids(encoder, target(REASONER, "", reasoning)[1])
+
+    spelt = tuple(control_tokens(encoder.tokenizer))
+    return Tokens(ids, lambda some: decode(encoder, some), plain_tokens(encoder), spelt)
+
+
+def plain_tokens(encoder: Encoder) -> tuple[int, ...]:
+    """Give the ids that stand for ordinary text: no added token, no part of a character, nothing unprintable."""
+    added = encoder.tokenizer.added_tokens_decoder
+    ids = sorted(set(encoder.tokenizer.get_vocab().values()) - encoder.controls - set(added))
+    texts = [decode(encoder, [i]) for i in ids]
+    return tuple(i for i, text in zip(ids, texts, strict=True) if text.isprintable() and text and "\ufffd" not in text)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from saywhy import checks, classifier, evaluate, journal, reasoner, reasonings, report, store
+from saywhy import checks, classifier, controls, evaluate, journal, reasoner, reasonings, report, store
 from saywhy.config import Arm, Config, FromScratch, dump, needed_base
 from saywhy.data import Data, fingerprint, read
 from saywhy.lm.load import base_hash, config_of, make_scratch, tokenizer_of
@@ -91,12 +91,13 @@ def run(
         for note in missing(config):
             say(note)
         # 3 each arm is trained on the same rows, with or without the kept reasonings
-        base, lesson = _base(this, "classifier"), _lesson(this, written)
+        base = _base(this, "classifier")
+        lesson = _lesson(this, written, base)
         made = {arm.name: _arm(this, arm, base, lesson) for arm in arms}
         if until == "train":
             return folder
         # 4 all arms answer the same untouched rows, next to the floors
-        metrics = _evaluated(this, made, written)
+        metrics = _evaluated(this, made, written, lesson)
         # 5 the report is drawn from what was measured
         return metrics if until == "evaluate" else report.write(folder)
 
@@ -328,7 +329,7 @@ class Taught:
     weights: Mapping[str, int]
 
 
-def _lesson(this: Run, written: Made | None) -> Taught:
+def _lesson(this: Run, written: Made | None, base: tuple[str, str]) -> Taught:
     """Give all arms the same rows, as often as each other."""
     data, settings = this.data, this.config.reasonings
     if written is None:
@@ -338,7 +339,32 @@ def _lesson(this: Run, written: Made | None) -> Taught:
     rows = data.train
     if settings.without_reasoning == "leave_out":
         rows = tuple(row for row in rows if row.id in kept)
-    return Taught(rows, kept, weights)
+    return Taught(rows, _taught_reasonings(this, rows, kept, base), weights)
+
+
+def _taught_reasonings(
+    this: Run, rows: Sequence[Row], kept: Mapping[str, tuple[str, ...]], base: tuple[str, str]
+) -> Mapping[str, tuple[str, ...]]:
+    """Give what the arms are taught by row: the kept reasonings, or the control that stands in for them."""
+    config = this.config
+    if config.reasonings.replace == "none":
+        return kept
+    tokens = classifier.tokens(this.data.task, base[0], config.trust_remote_code)
+    return controls.replace(config.reasonings.replace, rows, kept, tokens, config.seed)
+
+
+def _told(this: Run, written: Made | None, lesson: Taught) -> dict[str, Any] | None:
+    """Say what became of the candidates, what stands in for the kept ones, and what both tell of the labels."""
+    if written is None:
+        return None
+    config, kept, taught = this.config, reasonings.read_kept(written.folder), lesson.reasonings
+    instead = None if config.reasonings.replace == "none" else taught
+    return {
+        **reasonings.summary(written.folder),
+        "replace": config.reasonings.replace,
+        "replaced": sum(new != old for name in taught for new, old in zip(taught[name], kept[name], strict=True)),
+        "leakage": asdict(evaluate.leakage(this.data.task, lesson.rows, kept, instead, config.seed)),
+    }
 
 
 def _arm(this: Run, arm: Arm, named: tuple[str, str], lesson: Taught) -> Made:
@@ -368,11 +394,13 @@ def _arm(this: Run, arm: Arm, named: tuple[str, str], lesson: Taught) -> Made:
         "classifier",
         settings,
         inputs,
-        lambda out: classifier.train(out, data.task, arm, plan, taught, data.dev, config.recommend_by),
+        lambda out: classifier.train(
+            out, data.task, arm, plan, taught, data.dev, config.recommend_by, config.reasonings.replace
+        ),
     )
 
 
-def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Path:
+def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None, lesson: Taught) -> Path:
     """Let every arm answer dev, fit its temperatures there, let it answer test, and write down every figure."""
     config, data = this.config, this.data
     kinds = {arm.name: arm.arm for arm in config.classifier.arms}
@@ -410,7 +438,7 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None) -> Pat
         recommend_by=config.recommend_by,
         resamples=config.evaluate.bootstrap,
         kinds=kinds,
-        reasonings=reasonings.summary(written.folder) if written else None,
+        reasonings=_told(this, written, lesson),
         notes=notes,
         abstain_below=config.evaluate.abstain_below,
         tokens=config.evaluate.budget.tokens_per_row,
@@ -434,7 +462,8 @@ def _describe(this: Run, arms: Mapping[str, Made], metrics: Mapping[str, Any]) -
         if arm.name in arms:
             base = needed_base(config, "classifier")
             folder = arms[arm.name].folder
-            classifier.describe(folder, this.data.task, arm, base, len(rows), fingerprint(rows), metrics)
+            replaced = config.reasonings.replace
+            classifier.describe(folder, this.data.task, arm, base, len(rows), replaced, fingerprint(rows), metrics)
 
 
 def _cut_in_test(this: Run, made: Made) -> dict[str, int]:

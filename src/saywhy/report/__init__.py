@@ -331,7 +331,7 @@ def _example(metrics: Mapping[str, Any], one: System, row: Mapping[str, Any], be
 
 
 def _reasonings(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What became of the candidates."""
+    """What became of the candidates, and what reasonings tell of the label."""
     if not summary:
         return None
     candidates, kept, dropped = summary.get("candidates") or 0, summary.get("kept") or 0, summary.get("dropped") or {}
@@ -346,7 +346,15 @@ def _reasonings(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
         for name, n in rows
     ]  # fmt: skip
     said = "; ".join(f"{bar.name} {bar.text}" for bar in bars)
-    return {**summary, "figure": figures.bars("reasonings", "What became of the candidates", said, bars)}
+    leakage = summary.get("leakage") or {}
+    kind = summary.get("replace")
+    shown = {"written": "written", "taught": f"taught ({kind})", "crossed": f"taught ({kind}), read as if written"}
+    return {
+        **summary,
+        "figure": figures.bars("reasonings", "What became of the candidates", said, bars),
+        "leakage_said": story.leakage(leakage),
+        "read": [(name, leakage[key]) for key, name in shown.items() if leakage.get(key)],
+    }
 
 
 def _audit(metrics: Mapping[str, Any]) -> dict[str, Any] | None:

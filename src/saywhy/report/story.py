@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from saywhy import controls
+
 SIGNIFICANT = 0.05
 FEW_ROWS = 20  # a class with fewer test rows is named in the small print
 NBSP = "\u00a0"  # keeps "n = 300" on one line
@@ -125,7 +127,10 @@ def headline(metrics: Mapping[str, Any], known: Sequence[System]) -> Headline:
         "none": "No difference was found.",
     }
     winner = base if case == "hurt" or (case in ("none", "hint") and base.recommended) else reasoned
-    asides = _other_metric(metrics, reasoned, base, row, case, metric)
+    said = control(metrics)
+    if said:
+        verdicts["helped"] = "The control helped."
+    asides = [*said, *_other_metric(metrics, reasoned, base, row, case, metric)]
     asides += _other_choice(case, reasoned, base) + _beside_floors(metrics, known, winner)
     sentence = _pair_sentence(metrics, reasoned, base, row, case)
     return Headline(case, verdicts[case], sentence, tuple(asides), (reasoned, base))
@@ -159,6 +164,54 @@ def limits(metrics: Mapping[str, Any], known: Sequence[System], main: System | N
             "and a good one can stand before a wrong label."
         )
     return said + list(metrics.get("notes") or [])
+
+
+def control(metrics: Mapping[str, Any]) -> list[str]:
+    """That the reasoned arms learnt from a control, where they did."""
+    told = metrics.get("reasonings") or {}
+    kind = told.get("replace", "none")
+    if kind == "none":
+        return []
+    return [
+        f"Every arm but label_only was taught a control in the place of reasonings: {kind}, {controls.meaning(kind)} "
+        f"({amount(told.get('replaced'))} of {amount(told.get('kept'))} reasonings were replaced). Their figures speak "
+        "of what the control keeps, not of reasonings."
+    ]
+
+
+def leakage(found: Mapping[str, Any] | None) -> list[str]:
+    """What a linear model reads of the label from the reasonings alone, and from what was taught in their place."""
+    if not found:
+        return []
+    if not found["written"]:
+        return [f"What the reasonings alone tell of the label was not measured: {found['missing']}."]
+    n, written, taught, crossed = found["reasonings"], found["written"], found["taught"], found["crossed"]
+    said = [
+        "From the written reasoning alone, without the text, a linear model reads the right label of "
+        f"{_percent(written)} of {amount(n)} reasonings, learning from those of other rows; always saying the most "
+        f"frequent label is right for {100 * found['majority']:.1f}%. What it reads there, the reasoning gives away."
+    ]
+    if not taught:
+        return said
+    # What lies within two standard errors of chance is as good as nothing. Chance is the same in mean recall whatever
+    # the shares of the labels are.
+    chance, margin = found["chance"], 2 * found["chance_error"]
+    much = "the label is still told in part"
+    if taught["mean_recall"] <= chance + margin:
+        much = "next to nothing of the label is left"
+    elif taught["mean_recall"] >= written["mean_recall"] - margin:
+        much = "the label is told as well as by the written ones"
+    said.append(f"From what was taught instead it reads {_percent(taught)}: {much}.")
+    if crossed["mean_recall"] < chance - margin:
+        said.append(
+            f"One that learnt from the written reasonings reads the right label in only {_percent(crossed)} of what "
+            "was taught instead: they speak for wrong labels."
+        )
+    return said
+
+
+def _percent(told: Mapping[str, Any]) -> str:
+    return f"{100 * told['accuracy']:.1f}%"
 
 
 def training(metrics: Mapping[str, Any]) -> str:
