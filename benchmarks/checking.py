@@ -10,14 +10,7 @@ lines are the table: accuracy on 1,000 test rows, means over the seeds. `--table
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
-
-import numpy as np
-
-from saywhy import config, controls, data, pipeline, reasonings, store, tickets
-from saywhy.lm.encode import control_tokens
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tickets.yaml"
 CASES = (150, 400, 1000)

@@ -1,4 +1,4 @@
-"""Does reasoning first cost the rarest class? The bundled task with one label of 3%, over seeds, without and with top_up.
+"""Does reasoning first cost the rarest class? The bundled task with a label of 3%, without and with top_up.
 
     python benchmarks/rare.py -o runs/rare [--seeds 0 1 2 3 4] [--set key=value …]
 
@@ -15,9 +15,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from seeds import compare, scorer, systems_scores
 
 from saywhy import config, pipeline, store, tickets
+from seeds import compare, scorer, systems_scores
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tickets.yaml"
 SHARES = {"low": 42, "normal": 30, "high": 25, "urgent": 3}
@@ -75,7 +75,8 @@ def table(kind: str, runs: list[Path]) -> None:
         print(f"{arm} | {accuracy:.1f} | " + " | ".join(f"{recall:.1f}" for recall in recalls))
     for document in documents:
         told = document["reasonings"]["by_class"]
-        print("rows without a reasoning:", {label: f"{told[label]['without']} of {told[label]['rows']}" for label in labels})
+        without = {label: f"{told[label]['without']} of {told[label]['rows']}" for label in labels}
+        print("rows without a reasoning:", without)
     score, _ = scorer(labels, "accuracy", "urgent")
     found = compare(runs, documents[0]["task"], "reason_then_label/reason", "label_only/label", score)
     low, high = found["ci95_rows_and_seeds"]

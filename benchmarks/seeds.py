@@ -3,8 +3,9 @@
     python benchmarks/seeds.py runs/emotion-small-0 runs/emotion-small-1 … [--metric mean_recall] [--against label_only]
                                [--recall-of LABEL]
 
-With --recall-of the metric is the recall of one label. The arm and mode are chosen by the mean of the metric over the dev splits of all runs, from those that are not
-label-only. The interval resamples seeds and, within each, test rows (the same rows for both arms), 2,000 times.
+With --recall-of the metric is the recall of one label. The arm and mode are chosen by the mean of the metric over the
+dev splits of all runs, from those that are not label-only. The interval resamples seeds and, within each, test rows
+(the same rows for both arms), 2,000 times.
 """
 
 from __future__ import annotations
