@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saywhy import config
+from saywhy import checks, config
 from saywhy.config import basis, reasonings, settings, written
 from saywhy.records import RequestError
 
@@ -261,7 +261,7 @@ def test_the_teacher_is_the_reasoner_where_there_are_worked_cases() -> None:
         ("data.on_overflow=drops", "did you mean 'drop'?"),
         ("reasonings.checks=[to_long]", "reasonings.checks[0]: should be one of empty, too_long"),
         ("reasonings.per_row=5", "per_row (5) is more than candidates (4)"),
-        ("reasonings.replace=shuffle", "reasonings.replace: should be"),
+        ("reasonings.replace=shufle", "reasonings.replace: should be"),
         ("evaluate.abstain_below=70", "evaluate.abstain_below: should be less than or equal to 1, not 70"),
         ("seed=-1", "seed: should be greater than or equal to 0, not -1"),
         ("study.grid={}", "study.grid: should hold at least one key"),
@@ -441,8 +441,10 @@ def _missing(complete: Any, found: Any, path: str = "") -> list[str]:
 
 
 def test_the_checks_are_those_that_exist() -> None:
-    checks = pytest.importorskip("saywhy.checks")
-    assert [check.__name__ for check in checks.by_name(settings.CHECKS, 9)] == list(settings.CHECKS)
+    limits = checks.Limits(too_long=9, too_short=1, generic=3, least_support=0.0)
+    names = get_args(reasonings.CheckName)
+    assert [check.__name__ for check in checks.by_name(names, limits)] == list(names)
+    assert set(reasonings.CHECKS) < set(names)
 
 
 def test_it_is_quick_to_import() -> None:

@@ -195,7 +195,13 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
     settings = config.reasonings
     if not settings.teacher:
         return None
-    rules = (*checks.by_name(settings.checks, settings.too_long_tokens), *this.checks)
+    limits = checks.Limits(
+        settings.too_long_tokens,
+        settings.too_short_tokens,
+        checks.generic_limit(settings.generic_rows, len(data.train)),
+        settings.least_support,
+    )
+    rules = (*checks.by_name(settings.checks, limits), *this.checks)
     inputs = {
         "task": data.task,
         "rows": fingerprint(data.train),
