@@ -5,15 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saywhy import config
-from saywhy.config import settings, written
+from saywhy import checks, config
+from saywhy.config import reasonings, settings, written
 from saywhy.records import RequestError
 
 SMALL = "task: {name: mood, instruction: Name the mood}\ndata: {train: rows.csv}\n"
@@ -441,8 +441,10 @@ def _missing(complete: Any, found: Any, path: str = "") -> list[str]:
 
 
 def test_the_checks_are_those_that_exist() -> None:
-    checks = pytest.importorskip("saywhy.checks")
-    assert [check.__name__ for check in checks.by_name(settings.CHECKS, 9)] == list(settings.CHECKS)
+    limits = checks.Limits(too_long=9, too_short=1, generic=3, least_support=0.0)
+    names = get_args(reasonings.CheckName)
+    assert [check.__name__ for check in checks.by_name(names, limits)] == list(names)
+    assert set(reasonings.CHECKS) < set(names)
 
 
 def test_it_is_quick_to_import() -> None:

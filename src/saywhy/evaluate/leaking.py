@@ -12,7 +12,7 @@ from random import Random
 import numpy as np
 
 from saywhy import metrics
-from saywhy.checks import names
+from saywhy.checks import names_label
 from saywhy.evaluate.floors import linear, majority
 from saywhy.records import Row, Task
 
@@ -130,7 +130,7 @@ def _told(task: Task, shown: Sequence[Row], given: Sequence[str]) -> Told:
     gold = np.array([place[row.label or ""] for row in shown])
     predicted = np.array([place[label] for label in given])
     counts = metrics.count(gold, predicted, len(task.labels))
-    named = [[label for label in task.labels if names(row.text, label)] for row in shown]
+    named = [[label for label in task.labels if names_label(row.text, label)] for row in shown]
     return Told(
         float(metrics.accuracy(counts)),
         float(metrics.mean_recall(counts)),

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from saywhy import journal
-from saywhy.checks import Check, first_failing, text_figures
+from saywhy.checks import Check, Index, count_twins, first_failing, text_figures
 from saywhy.journal import Journal
 from saywhy.records import Candidate, Figures, Row, Task
 
@@ -29,8 +29,6 @@ class Measured:
     begin: Callable[[], Measure]
 
 
-# How many other rows have a candidate that says nearly the same.
-Twins = Callable[[Row, str], int]
 
 
 def with_figures(
@@ -38,14 +36,14 @@ def with_figures(
     task: Task,
     rows: Mapping[str, Row],
     candidates: Sequence[Candidate],
-    twins: Twins,
+    index: Index,
     measured: Measured | None,
 ) -> list[Candidate]:
     """Give every candidate its figures: those of its text, and those of models, which the journal keeps."""
+    twins = count_twins(index, [rows[one.row_id].text for one in candidates], [one.reasoning for one in candidates])
     found = []
-    for one in candidates:
+    for one, same in zip(candidates, twins.tolist(), strict=True):
         share, at = text_figures(task, rows[one.row_id], one.reasoning)
-        same = twins(rows[one.row_id], one.reasoning)
         found.append(replace(one, figures=Figures(label_share=share, label_at=at, twins=same)))
     if measured is None:
         return found

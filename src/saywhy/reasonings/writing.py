@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saywhy import store
-from saywhy.checks import Check, TwinIndex
+from saywhy.checks import Check, Index, index
 from saywhy.config import Reasonings
 from saywhy.journal import Journal
 from saywhy.progress import Advance, track
@@ -44,8 +44,8 @@ def write(folder: Path, job: Job, book: Journal, measured: Callable[[], Measured
     parts = [job.rows[start : start + ROWS_PER_PART] for start in range(0, len(job.rows), ROWS_PER_PART)]
     missing = {number for number in range(len(parts)) if not path_of(folder, number).exists()}
     if missing:
-        twins = TwinIndex.of((row.text, one.reasoning) for row, one in _first(job, book, "reasonings: written"))
-        court = _Court(job, book, twins, measured())
+        said = ((row.text, one.reasoning) for row, one in _first(job, book, "reasonings: written"))
+        court = _Court(job, book, index(said), measured())
         extra = _extra(court, parts)
         with track("reasonings: judged", len(job.rows), "rows") as advance:
             kept = judged = 0
@@ -83,7 +83,7 @@ class _Court:
 
     job: Job
     book: Journal
-    twins: TwinIndex
+    index: Index
     measured: Measured | None
 
 
@@ -181,7 +181,7 @@ def _judged(court: _Court, part: Sequence[Row], extra: Mapping[str, int]) -> lis
     lacking, attempt = list(part), 0
     while lacking and (attempt == 0 or writes):
         asked = _candidates(job, court.book, lacking, attempt, lambda done, tokens, note: None)
-        for one in with_figures(court.book, job.task, rows, asked, court.twins.count, court.measured):
+        for one in with_figures(court.book, job.task, rows, asked, court.index, court.measured):
             found[one.row_id].append(one)
         attempt += 1
         for row in lacking:
