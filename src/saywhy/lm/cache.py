@@ -62,6 +62,15 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         del order[-size:]
 
 
+def reckoned(model: Any, held: Sequence[int], read: Sequence[int], budget: int) -> list[int]:
+    """Give what to cut rows into batches by that hold so many tokens each, and read so many of them together.
+
+    A batch of `budget` such tokens then reads no more than one pass should: rows of unequal length share few of them.
+    """
+    most = tokens_per_pass(model)
+    return [max(one, -(-length * budget // most)) for one, length in zip(held, read, strict=True)]
+
+
 class _Layer(DynamicLayer):
     """One layer's keys and values with room behind them: a token that is read copies none of those before it.
 

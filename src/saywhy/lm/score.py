@@ -1,4 +1,4 @@
-"""Score answers: the probability of each whole answer behind a prompt, read off the trie of their tokens."""
+"""Score answers, the probability of each behind a prompt read off the trie of their tokens, and texts as they are."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saywhy.lm.cache import Alone, Reading
-from saywhy.lm.forward import SLICE_NUMBERS, head
-from saywhy.trees import Floats, Ints
+from saywhy.lm.forward import SLICE_NUMBERS, head, log_probs
+from saywhy.trees import Branch, Floats, Ints, pack_alone, pack_trees
 
 Bools = NDArray[np.bool_]
 
@@ -170,3 +170,22 @@ def _log_probs(model: Any, hidden: Tensor, tries: Sequence[Trie]) -> list[Floats
         for line, sum_, trie in zip(logits, total, tries[start : start + rows], strict=True):
             found.append(line[torch.from_numpy(trie.tokens).to(line.device)].double().cpu().numpy() - sum_)
     return found
+
+
+@torch.inference_mode()
+def likelihood(model: Any, paths: Sequence[Ints], starts: Sequence[int], budget: int, padded: bool = True) -> Floats:
+    """Give the mean log-probability (paths,) of each path's tokens from its start on, natural; nan where there is none.
+
+    What paths share is read once for each `budget` tokens. `padded` is False for models that can read no mask of ours:
+    their paths are read one by one.
+    """
+    counts = np.array([len(path) for path in paths], dtype=np.int64) - starts
+    told = np.flatnonzero(counts > 0)
+    branches = [Branch(paths[at], (np.arange(len(paths[at])) >= starts[at]) / counts[at]) for at in told]
+    found = np.zeros(len(told))
+    for pack in (pack_trees if padded else pack_alone)(branches, budget):
+        each = log_probs(model, pack).double().cpu().numpy()
+        found += np.bincount(pack.branch, pack.weight * each, len(told))
+    means = np.full(len(paths), np.nan)
+    means[told] = found
+    return means

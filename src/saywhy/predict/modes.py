@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from saywhy.lm.cache import Alone, Reading, batches, open_reading, tokens_per_pass
+from saywhy.lm.cache import Alone, Reading, batches, open_reading, reckoned
 from saywhy.lm.encode import decode, part_ids, prompt_ids
 from saywhy.lm.forward import reads_trunk
 from saywhy.lm.generate import Leaving, Rules, Sampling, draws, write
@@ -109,14 +109,12 @@ def _asked(
     lm, trunk = classifier.lm, classifier.trunk
     heads = [np.array(prompt_ids(lm.encoder, row_pieces(row))[0], dtype=np.int64) for row in rows]
     cue = part_ids(lm.encoder, Part("cue", way.cue, ""))
-    shared = trie_of(_sequences(classifier, classifier.task.labels)) if classifier.task.labels else None
+    shared = answers_of(classifier, classifier.task.labels) if classifier.task.labels else None
     known = 0 if trunk is None else len(trunk.ids)
     own = [len(head) - (known if reads_trunk(lm.model) else 0) + len(cue) for head in heads]
     held = [_held(row, length, way, shared, lm.encoder.prompt.limit) for row, length in zip(rows, own, strict=True)]
     if not way.texts:
-        # Batches as small as one pass reads: rows of unequal length then share few of them.
-        most = tokens_per_pass(lm.model)
-        held = [max(one, -(-length * budget // most)) for one, length in zip(held, own, strict=True)]
+        held = reckoned(lm.model, held, own, budget)
     found: dict[int, Prediction] = {}
     for places in batches(held, budget if lm.reads_trees else 0):
         some = [rows[at] for at in places]
@@ -124,7 +122,7 @@ def _asked(
             classifier,
             some,
             [heads[at] for at in places],
-            [trie_of(_sequences(classifier, row.choices)) if row.choices else _known(shared) for row in some],
+            [answers_of(classifier, row.choices) if row.choices else _known(shared) for row in some],
             open_reading(lm.model, trunk, [np.append(heads[at], cue) for at in places]),
             prune,
             trunk_part,
@@ -305,10 +303,10 @@ def _scored(batch: Batch) -> list[Prediction]:
     ]
 
 
-def _sequences(classifier: Classifier, labels: Sequence[str]) -> list[list[tuple[int, ...]]]:
-    """Give all token sequences that complete each label: its own, and one of those that may follow it."""
+def answers_of(classifier: Classifier, labels: Sequence[str]) -> Trie:
+    """Build the trie of all token sequences that complete a label: its own, and one of those that may follow it."""
     ids = [part_ids(classifier.lm.encoder, Part("label", f" {label}", "")) for label in labels]
-    return [[(*label, follow) for follow in _follows(classifier)] for label in ids]
+    return trie_of([[(*label, follow) for follow in _follows(classifier)] for label in ids])
 
 
 def _follows(classifier: Classifier) -> tuple[int, ...]:
