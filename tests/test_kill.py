@@ -49,7 +49,7 @@ sys.exit(cli.main(["run", config, "-o", run]))
 """
 # Where each stop falls, in this order, every one in the run that the one before left behind.
 STOPS = [
-    ("base", "saywhy.pipeline", "make_scratch", 1, "after", signal.SIGKILL),
+    ("base", "saywhy.pipeline.stage", "make_scratch", 1, "after", signal.SIGKILL),
     ("reasoner", "saywhy.train.loop", "_step", 5, "before", signal.SIGKILL),
     ("reasonings", "saywhy.store", "write_table", 3, "before", signal.SIGKILL),
     ("label_only", "saywhy.train.loop", "_step", 5, "after", signal.SIGINT),

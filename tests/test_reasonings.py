@@ -15,7 +15,7 @@ import toy
 from saywhy import journal, reasonings, store
 from saywhy.checks import Check
 from saywhy.config import Reasonings, Sampling
-from saywhy.pipeline import worked_lessons
+from saywhy.pipeline.stage import worked_lessons
 from saywhy.prompts import reasoner_pieces
 from saywhy.reasoner import lessons, teacher
 from saywhy.reasonings import Job, judging, parts, writing

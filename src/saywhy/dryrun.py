@@ -22,7 +22,8 @@ from saywhy.data import Data, read
 from saywhy.doctor import matrix_rate
 from saywhy.lm.encode import segments, text_ids
 from saywhy.lm.load import config_of, make_scratch
-from saywhy.pipeline import NEEDS_REASONINGS, missing, refuse_early, scratch_texts, worked_lessons
+from saywhy.pipeline import NEEDS_REASONINGS, missing, refuse_early
+from saywhy.pipeline.stage import scratch_texts, worked_lessons
 from saywhy.train.folder import Course, Encoded, Lesson, encode
 from saywhy.train.loop import packs_tokens, plan_steps
 from saywhy.trees import pack_trees

@@ -29,12 +29,13 @@ from saywhy.trees import Floats, Ints
 
 # A scorer is asked with and without the reasoning, so it is taught both.
 ARM = "both"
+FOLDS = 2
 # Tokens of a tree that the likelihood is read off: of more, attention over the whole of it costs more than it saves.
 MOST_IN_TREE = 2048
 Measure = Callable[[Sequence[tuple[Row, str]]], list[Figures]]
 
 
-def fold_of(text: str, folds: int = 2) -> int:
+def fold_of(text: str, folds: int = FOLDS) -> int:
     """Give the fold of a text, from 0: by a hash of what it is but for case and spacing, so duplicates share one."""
     digest = hashlib.sha256(text_key(Row("", text)).encode()).digest()
     return int.from_bytes(digest[:8], "little") % folds

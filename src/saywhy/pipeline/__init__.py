@@ -9,19 +9,17 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from saywhy import checks, classifier, controls, evaluate, journal, reasoner, reasonings, report, store
 from saywhy.config import Arm, Config, FromScratch, dump, needed_base
-from saywhy.data import Data, fingerprint, read
-from saywhy.lm.load import base_hash, config_of, make_scratch, tokenizer_of
+from saywhy.data import fingerprint, read
+from saywhy.lm.load import config_of, tokenizer_of
+from saywhy.pipeline.measures import course, measured, measured_by
+from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, worked_lessons
 from saywhy.pipeline.writers import merger, writers
 from saywhy.predict import Classifier, answer, load, too_long
 from saywhy.progress import say
 from saywhy.prompts import MODES
-from saywhy.records import Prediction, RequestError, Row, WorkError
-from saywhy.teachers import Writer
-from saywhy.train.folder import Lesson
+from saywhy.records import Prediction, RequestError, Row
 from saywhy.version import versions
 
 STAGES = ("reason", "train", "evaluate", "report")
@@ -29,36 +27,6 @@ STAGES = ("reason", "train", "evaluate", "report")
 ON_REQUEST = ("vote", "ensemble")
 Ask = Callable[[str, str, Sequence[Row]], evaluate.Answers]
 NEEDS_REASONINGS = tuple(arm for arm in MODES if arm != "label_only")
-
-
-Spread = Callable[[Writer], Writer]
-
-
-def here(writer: Writer) -> Writer:
-    """Let a teacher write in this process."""
-    return writer
-
-
-@dataclass(frozen=True)
-class Run:
-    """What every stage is given: the config, the run's folder, the data, and checks beside those of the config.
-
-    `spread` may let a teacher write on several machines.
-    """
-
-    config: Config
-    folder: Path
-    data: Data
-    checks: tuple[checks.Check, ...]
-    spread: Spread
-
-
-@dataclass(frozen=True)
-class Made:
-    """A finished stage: its folder and the stamp that says what it was made from."""
-
-    folder: Path
-    stamp: str
 
 
 def run(
@@ -91,7 +59,7 @@ def run(
         for note in missing(config):
             say(note)
         # 3 each arm is trained on the same rows, with or without the kept reasonings
-        base = _base(this, "classifier")
+        base = base_of(this, "classifier")
         lesson = _lesson(this, written, base)
         made = {arm.name: _arm(this, arm, base, lesson) for arm in arms}
         if until == "train":
@@ -141,69 +109,11 @@ def refuse_early(config: Config, until: str = "report") -> None:
         if mode not in known:
             raise RequestError(f"evaluate.modes: {mode} is a mode of none of these arms; they have {', '.join(known)}")
     stages = ["reasoner"] if {"reasoner", "base"} & {*config.reasonings.teacher, config.reasonings.merge} else []
-    for stage in stages if until == "reason" else [*stages, "classifier"]:
-        base = needed_base(config, stage)
+    for name in stages if until == "reason" else [*stages, "classifier"]:
+        base = needed_base(config, name)
         if not isinstance(base, FromScratch):
             config_of(base, config.trust_remote_code)
             tokenizer_of(base, config.trust_remote_code)
-
-
-def _stage(this: Run, name: str, kind: str, settings: object, inputs: object, work: Callable[[Path], None]) -> Made:
-    """Do one stage unless its stamp says that it is done."""
-    folder, stamp = this.folder / name, store.fingerprint(kind, settings, inputs)
-    if store.is_done(folder, stamp):
-        say(f"{name}: done before, not repeated")
-    else:
-        store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "begun"})
-        with store.build(folder, stamp) as partial:
-            _do(work, partial)
-        store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "done"})
-    return Made(folder, stamp)
-
-
-def _do(work: Callable[[Path], None], folder: Path) -> None:
-    """Work in a folder; a file that the system refuses to write ends the work, not the program."""
-    try:
-        work(folder)
-    except (OSError, SafetensorError) as problem:
-        raise WorkError(
-            f"{folder}: a file cannot be written or read ({problem}); free some space and run the same command again: "
-            "what was finished before is kept"
-        ) from problem
-
-
-def _base(this: Run, stage: str) -> tuple[str, str]:
-    """Give the base of `reasoner` or `classifier` and what identifies its content; a scratch base is made once."""
-    base = needed_base(this.config, stage)
-    if not isinstance(base, FromScratch):
-        return base, base_hash(base)
-    alike = base == this.config.classifier.base
-    texts, size = scratch_texts(this.config, this.data), base.scratch
-    made = _stage(
-        this,
-        "base" if alike else f"base-{stage}",
-        "base",
-        size.model_dump(),
-        {"texts": store.hash_of(texts), "seed": this.config.seed},
-        lambda out: make_scratch(out, texts, size, this.config.seed),
-    )
-    return str(made.folder), made.stamp
-
-
-def scratch_texts(config: Config, data: Data) -> list[str]:
-    """Give everything that training will show a model from scratch; nothing of dev or test."""
-    texts = classifier.shown(data.task, data.train)
-    brought = {**data.reasonings, **data.file_reasonings}
-    texts += [f"Reasoning: {brought[row.id]}\nLabel: {row.label}" for row in data.train if row.id in brought]
-    for lesson in worked_lessons(config, data):
-        texts += ["".join(lesson.pieces), *("".join(part.text for part in target) for target in lesson.targets)]
-    return texts
-
-
-def worked_lessons(config: Config, data: Data) -> list[Lesson]:
-    """Give the worked cases as lessons, none where the config has none."""
-    settings = config.reasoner.worked_cases
-    return [] if settings is None else reasoner.lessons(data.task, data.worked_cases, settings.of_this_task)
 
 
 def _reasoner(this: Run) -> Made | None:
@@ -211,11 +121,11 @@ def _reasoner(this: Run) -> Made | None:
     config = this.config
     if "reasoner" not in config.reasonings.teacher:
         return None
-    base, identity = _base(this, "reasoner")
+    base, identity = base_of(this, "reasoner")
     cases = worked_lessons(config, this.data)
     plan = reasoner.course(base, config.reasoner.train, config.seed, config.trust_remote_code)
     inputs = {"base": identity, "cases": store.hash_of(cases), "seed": config.seed}
-    return _stage(
+    return stage(
         this,
         "reasoner",
         "reasoner",
@@ -231,7 +141,7 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
     settings = config.reasonings
     if not settings.teacher:
         return None
-    base = _base(this, "reasoner") if _asks_base(config) else None
+    base = base_of(this, "reasoner") if _asks_base(config) else None
     named = None if explainer is None else (explainer.folder, explainer.stamp)
     told = writers(config, data, named, base)
     rules = (*checks.by_name(settings.checks, _limits(config, len(data.train))), *this.checks)
@@ -242,6 +152,7 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
         rules,
         settings,
         merger(config, base),
+        _length(this),
     )
     inputs = {
         "task": data.task,
@@ -250,18 +161,25 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
         "column": store.hash_of(data.reasonings),
         "file": store.hash_of(data.file_reasonings),
         "checks": [_identity(rule) for rule in rules],
+        "measured": measured_by(this),
         "seed": config.seed,
     }
     ours = {"api", "named", "teacher", "replace", "without_reasoning"}
     with journal.opened(this.folder / journal.FILE) as book:
-        return _stage(
+        return stage(
             this,
             "reasonings",
             "reasonings",
             {"teacher": settings.teacher, **settings.model_dump(exclude=ours)},
             inputs,
-            lambda out: reasonings.write(out, job, book),
+            lambda out: reasonings.write(out, job, book, partial(measured, this, job, book)),
         )
+
+
+def _length(this: Run) -> Callable[[str], int]:
+    """Count a reasoning's tokens as the student has them."""
+    tokens = classifier.tokens(this.data.task, base_of(this, "classifier")[0], this.config.trust_remote_code)
+    return lambda reasoning: len(tokens.encode(reasoning))
 
 
 def _asks_base(config: Config) -> bool:
@@ -373,9 +291,7 @@ def _arm(this: Run, arm: Arm, named: tuple[str, str], lesson: Taught) -> Made:
     base, identity = named
     kept = {} if arm.arm == "label_only" else lesson.reasonings
     taught = classifier.lessons(arm.arm, lesson.rows, kept, lesson.weights)
-    plan = classifier.course(
-        data.task, arm.arm, base, arm.train, lesson.rows, config.seed, config.data.on_overflow, config.trust_remote_code
-    )
+    plan = course(config, data.task, arm.arm, base, arm.train, lesson.rows)
     if arm.to is not None:
         plan = classifier.matched(plan, taught, this.folder / arm.to)
     inputs = {
@@ -388,7 +304,7 @@ def _arm(this: Run, arm: Arm, named: tuple[str, str], lesson: Taught) -> Made:
         "recommend_by": config.recommend_by,
     }
     settings = {"arm": arm.arm, "train": plan.settings.model_dump(), "on_overflow": plan.on_overflow}
-    return _stage(
+    return stage(
         this,
         arm.name,
         "classifier",

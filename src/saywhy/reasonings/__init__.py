@@ -1,13 +1,14 @@
 """Stage 2: for every training row, candidates are written, measured, checked, and kept or dropped with a reason."""
 
 from saywhy.reasonings.asking import NOT_ANSWERED, begun_once
-from saywhy.reasonings.judging import Measured
+from saywhy.reasonings.judging import Measure, Measured
 from saywhy.reasonings.parts import kept_weights, lines, read_kept, samples, summary
 from saywhy.reasonings.writing import Job, first_drafts, write
 
 __all__ = [
     "NOT_ANSWERED",
     "Job",
+    "Measure",
     "Measured",
     "begun_once",
     "first_drafts",

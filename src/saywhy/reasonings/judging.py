@@ -29,13 +29,12 @@ class Measured:
     begin: Callable[[], Measure]
 
 
-
-
 def with_figures(
     book: Journal,
     task: Task,
     rows: Mapping[str, Row],
     candidates: Sequence[Candidate],
+    length: Callable[[str], int],
     index: Index,
     measured: Measured | None,
 ) -> list[Candidate]:
@@ -44,7 +43,7 @@ def with_figures(
     found = []
     for one, same in zip(candidates, twins.tolist(), strict=True):
         share, at = text_figures(task, rows[one.row_id], one.reasoning)
-        found.append(replace(one, figures=Figures(label_share=share, label_at=at, twins=same)))
+        found.append(replace(one, figures=Figures(length(one.reasoning), share, at, same)))
     if measured is None:
         return found
     worth = [at for at, one in enumerate(found) if one.reasoning and not one.dropped_because]

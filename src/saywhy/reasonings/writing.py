@@ -24,7 +24,10 @@ ROWS_PER_PART = 1000
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that stage 2 is told: the rows to write for, who writes, who merges, the checks and the settings."""
+    """Everything that stage 2 is told: the rows to write for, who writes, who merges, the checks and the settings.
+
+    `length` counts a reasoning's tokens as the student has them.
+    """
 
     task: Task
     rows: Sequence[Row]
@@ -32,6 +35,7 @@ class Job:
     checks: Sequence[Check]
     settings: Reasonings
     merger: Writer | None = None
+    length: Callable[[str], int] = len
 
 
 def write(folder: Path, job: Job, book: Journal, measured: Callable[[], Measured | None] = lambda: None) -> None:
@@ -181,7 +185,7 @@ def _judged(court: _Court, part: Sequence[Row], extra: Mapping[str, int]) -> lis
     lacking, attempt = list(part), 0
     while lacking and (attempt == 0 or writes):
         asked = _candidates(job, court.book, lacking, attempt, lambda done, tokens, note: None)
-        for one in with_figures(court.book, job.task, rows, asked, court.index, court.measured):
+        for one in with_figures(court.book, job.task, rows, asked, job.length, court.index, court.measured):
             found[one.row_id].append(one)
         attempt += 1
         for row in lacking:
