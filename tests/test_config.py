@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saywhy import checks, config
-from saywhy.config import basis, reasonings, settings, written
+from saywhy.config import reasonings, settings, written
 from saywhy.records import RequestError
 
 SMALL = "task: {name: mood, instruction: Name the mood}\ndata: {train: rows.csv}\n"
