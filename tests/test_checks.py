@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from saywhy import checks, tickets
-from saywhy.checks import names, rules
+from saywhy.checks import languages, names, rules
 from saywhy.config.reasonings import CheckName
 from saywhy.records import Candidate, Figures, RequestError, Row, Task
 
@@ -404,6 +404,7 @@ def test_refusal(reasoning: str) -> None:
         "The caller says sorry, but they cannot pay.",
         "'i'm sorry' is an apology that she cannot take back.",
         "The writer cannot help but feel alone.",
+        "I am sorry, I cannot help but smile at this.",
         "I cannot tell from the picture whether the man is asleep.",
         "She works as an assistant, so she writes letters.",
         "The text introduces the robot as an AI that learns.",
@@ -456,6 +457,36 @@ ASKED = "Which emotion does the writer of this text express?"
 def test_other_language(reasoning: str, text: str, instruction: str, dropped: bool) -> None:
     task = Task(name="t", instruction=instruction, labels=EMOTIONS)
     assert rules.other_language(task, row_of("joy", text), candidate_of(reasoning)) is dropped
+
+
+@pytest.mark.parametrize(
+    ("text", "script", "language"),
+    [
+        (ENGLISH, "LATIN", "en"),
+        (GERMAN, "LATIN", "de"),
+        (FRENCH, "LATIN", "fr"),
+        (SPANISH, "LATIN", "es"),
+        ("Autoren skriver at hun ikke har set sine venner og er ked af det.", "LATIN", "da"),
+        ("De schrijver zegt dat zij haar vrienden niet heeft gezien.", "LATIN", "nl"),
+        ("A autora diz que não viu os amigos e que está em casa.", "LATIN", "pt"),
+        ("L'autrice dice che non ha visto gli amici e che è sola.", "LATIN", "it"),
+        ("Hon skriver att hon inte har sett sina vänner och är ledsen.", "LATIN", "sv"),
+        ("de la que", "LATIN", ""),
+        ("the cat and dog", "LATIN", ""),
+        ("абab", "", ""),
+        ("абаb", "CYRILLIC", ""),
+        ("作者は悲しい", "CJK", ""),
+        ("ＡＢＣ", "LATIN", ""),
+        ("12 + 3", "", ""),
+    ],
+)
+def test_script_and_language_are_told_where_they_are_clear(text: str, script: str, language: str) -> None:
+    assert (languages.script(text), languages.language(text)) == (script, language)
+
+
+def test_names_inside_longer_ones_are_left_out() -> None:
+    found = names.named(("card", "credit card", "lost"), "a credit card or card is lost")
+    assert found == [(2, 13, "credit card"), (17, 21, "card"), (25, 29, "lost")]
 
 
 @pytest.mark.parametrize(

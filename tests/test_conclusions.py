@@ -13,6 +13,7 @@ PRIORITIES = Task("tickets", "Which priority does the handbook give this ticket?
 ANSWERS = Task("qa", "Answer the question with yes or no.", ("yes", "no"))
 TOPICS = Task("news", "What is the article about?", ("world", "sports", "business", "other"))
 STARS = Task("stars", "How many stars does the review give?", ("1", "2", "3", "4", "5"))
+LETTERS = Task("choices", "Which option is right?", ("A", "B", "C", "D"))
 
 
 def dropped(task: Task, label: str | None, reasoning: str, text: str = "some text") -> bool:
@@ -67,6 +68,8 @@ def test_the_conclusion_decides(conclusion: str) -> None:
         "One may think that the answer is sadness.",
         "One may think that it is sadness. But the emotion is joy.",
         "So the emotion is joy. Nothing points to sadness.",
+        "At first the label is sadness. In the end the label is joy.",
+        "So the label is sadness? The smile speaks against it.",
         "There is neither anger nor sadness.",
         "There is less sadness than one might think.",
         "The fear of yesterday is gone.",
@@ -108,6 +111,8 @@ def test_a_word_of_the_rows_text_is_a_quote_unless_it_is_the_answer() -> None:
         (STARS, "2", "The plot takes 3 hours, so 4 is generous."),
         (STARS, "2", "3 + 1 = 4, so 4 plates."),
         (STARS, "2", "The hotel has 4 stars."),
+        (LETTERS, "B", "So A, B and C meet at noon."),
+        (LETTERS, "B", "The answer is a number."),
     ],
 )
 def test_everyday_words_are_not_conclusions(task: Task, label: str, reasoning: str) -> None:
@@ -125,11 +130,12 @@ def test_everyday_words_are_not_conclusions(task: Task, label: str, reasoning: s
         (TOPICS, "business", "The article is about a cup; the category is sports."),
         (TOPICS, "business", "So the answer is other."),
         (STARS, "2", "The rating is 4."),
+        (LETTERS, "A", "So A, B and C meet at noon. Answer: option D."),
     ],
 )
 def test_everyday_words_are_conclusions_where_the_words_before_say_so(task: Task, label: str, reasoning: str) -> None:
     assert dropped(task, label, reasoning)
-    other = next(name for name in ("urgent", "high", "no", "sports", "other", "4") if f" {name}." in reasoning)
+    other = next(name for name in ("urgent", "high", "no", "sports", "other", "4", "D") if f" {name}." in reasoning)
     assert not dropped(task, other, reasoning)
 
 

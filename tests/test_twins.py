@@ -108,6 +108,16 @@ def test_beyond_what_is_read_the_count_is_an_estimate(monkeypatch: pytest.Monkey
     assert checks.count_twins(index, ["text 0", "new"], ["the writer is glad"] * 2).tolist() == [2999, 3000]
 
 
+@pytest.mark.parametrize("place", range(5, 50, 5))
+def test_an_estimate_reads_the_same_rows_in_every_band(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    whole, changed = " ".join(LONG), " ".join([*LONG[:place], "other", *LONG[place + 1 :]])
+    said = [(f"text {number}", whole if number % 2 else changed) for number in range(2000)]
+    index = checks.index(said)
+    assert checks.count_twins(index, ["new"] * 2, [whole, changed]).tolist() == pytest.approx([2000, 2000], rel=0.1)
+    monkeypatch.setattr(twins, "MOST_READ", 200)
+    assert checks.count_twins(index, ["new"] * 2, [whole, changed]).tolist() == pytest.approx([2000, 2000], rel=0.15)
+
+
 def test_signatures_are_the_same_on_every_machine() -> None:
     made = checks.signatures(["The writer expresses joy.", "", "a b c d e f g h i j", "好 \ud800 é"])
     assert (made.shape, made.dtype) == ((4, 16), np.uint32)

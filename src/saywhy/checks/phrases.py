@@ -30,8 +30,8 @@ _REFUSALS = (
     r"(?:information|context))\b",
     r"\bagainst my (?:guidelines|programming|policy|policies)\b",
     # German
-    r"\bals (?:eine? )?(?:ki|künstliche intelligenz|(?:großes )?sprachmodell|ki (?:sprachmodell|modell|assistent|system)),? "
-    r"(?:kann|habe|bin|darf|ist es|besitze) (?:ich|mir)\b",
+    r"\bals (?:eine? )?(?:ki|künstliche intelligenz|(?:großes )?sprachmodell"
+    r"|ki (?:sprachmodell|modell|assistent|system)),? (?:kann|habe|bin|darf|ist es|besitze) (?:ich|mir)\b",
     rf"{_BEGIN}(?:(?:es )?tut mir (?:sehr )?leid|entschuldigung|leider),? (?:aber )?"
     r"(?:ich (?:kann|darf)|kann ich|darf ich)\b[^.!?]{0,60}\bnicht\b",
     rf"{_BEGIN}ich (?:kann|darf) [^.!?]{{0,60}}\bnicht "
