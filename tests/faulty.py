@@ -18,7 +18,8 @@ class Act:
     """What the server does with one request.
 
     It waits for `delay` seconds, or for `until`; sends `body`, of which `hang_up` bytes come before the connection is
-    closed; None: all of it. `raw` is sent instead of anything that HTTP knows.
+    closed; None: all of it. Between two bytes it pauses for `trickle` seconds. `raw` is sent instead of anything that
+    HTTP knows.
     """
 
     body: bytes = b""
@@ -27,6 +28,7 @@ class Act:
     delay: float = 0.0
     until: threading.Event | None = None
     hang_up: int | None = None
+    trickle: float = 0.0
     raw: bytes = b""
 
 
@@ -116,7 +118,12 @@ def serving(script: Script) -> Iterator[Faulty]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(act.body)))
             self.end_headers()
-            self.wfile.write(act.body[: act.hang_up])
+            if act.trickle:
+                for byte in act.body:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(act.trickle)
+            else:
+                self.wfile.write(act.body[: act.hang_up])
             self.close_connection = act.hang_up is not None
 
         def log_message(self, format: str, *args: object) -> None:

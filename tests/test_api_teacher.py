@@ -153,6 +153,7 @@ FAULTS: dict[str, tuple[Act, str]] = {
     "no message": (Act(b'{"choices": [{"message": null}]}'), "no message"),
     "an odd end": (Act(completion("half of", "abort")), "abort"),
     "too slow": (Act(completion(), delay=4.0), "no answer within 1.5 s"),
+    "never quite silent": (Act(completion(), trickle=0.1), "no answer within 1.5 s"),
 }
 
 
@@ -164,7 +165,7 @@ def test_a_fault_is_told_and_asked_again(act: Act, why: str) -> None:
         date = format_datetime(datetime.now(UTC) + timedelta(seconds=300), usegmt=True)
         act = replace(act, headers={"Retry-After": date})
     with serving(lambda body, before: act if before == 0 else Act(completion())) as server:
-        given = list(teacher(server, naps, timeout=1.5 if act.delay else 10.0)(questions(4)))
+        given = list(teacher(server, naps, timeout=1.5 if act.delay or act.trickle else 10.0)(questions(4)))
     assert answers(given) == dict.fromkeys(range(4), "because")
     failed = [draft for _, draft in given if draft.failed]
     assert len(failed) == 4
