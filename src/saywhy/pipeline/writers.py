@@ -13,6 +13,7 @@ from saywhy.lm.load import base_hash
 from saywhy.prompts import MERGE_INSTRUCTION, REASONER_INSTRUCTION
 from saywhy.records import RequestError
 from saywhy.teachers import Teacher, Writer, given
+from saywhy.teachers.api import open_api
 
 # Given its name, a teacher that merges writes under this one, and is told what others wrote.
 MERGER = "merge:{}"
@@ -48,11 +49,10 @@ def _asked_as_it_is(config: Config, name: str, title: str, base: tuple[str, str]
     own = settings.named.get(name)
     api = settings.api if name == "api" else None if own is None else own.api
     if api is not None:
-        from saywhy.teachers.api import open_api
-
+        place = "reasonings.api" if own is None else f"reasonings.named.{name}.api"
         identity = {"base_url": api.base_url, "model": api.model, "instruction": instruction}
         drawn = settings.sampling.model_dump()
-        begin = partial(open_api, api, settings.sampling, config.seed, instruction)
+        begin = partial(open_api, api, settings.sampling, config.seed, instruction, place)
         told = {**identity, "sampling": drawn, "seed": config.seed}
         return Writer(title, told, begin, remote=True, sampling=drawn)
     if own is not None and own.local is not None:
