@@ -55,7 +55,7 @@ PAIRS = [(row, reasoning) for row in ROWS for reasoning in REASONINGS]
 EARLY = 5
 SETTINGS = Reasonings(early_tokens=EARLY)
 ROOMY = 10**6
-MODELS = ("llama", "qwen3", "gemma2", "mistral", "deepseek", "bloom", "mamba", "rwkv")
+MODELS = ("llama", "qwen3", "gemma2", "mistral", "deepseek", "bloom", "mamba")
 
 
 @cache
@@ -66,12 +66,17 @@ def scorer(name: str = "llama", seed: int = 0, arm: str = "both") -> Classifier:
     return Classifier(bind(tiny.model(name, seed=seed), make_encoder(tokenizer, prompt)), task, arm, {})
 
 
+@cache
+def plain(model: Any) -> Any:
+    copied = copy.deepcopy(model)
+    copied.set_attn_implementation("eager")
+    return copied
+
+
 def told(model: Any, ids: Sequence[int], start: int) -> list[float]:
     """The log-probabilities of the tokens from `start` on, by one forward of transformers without any mask of ours."""
-    plain = copy.deepcopy(model)
-    plain.set_attn_implementation("eager")
     with torch.no_grad():
-        read = torch.log_softmax(plain(input_ids=torch.tensor([list(ids)])).logits[0].double(), -1)
+        read = torch.log_softmax(plain(model)(input_ids=torch.tensor([list(ids)])).logits[0].double(), -1)
     return [float(read[at - 1, ids[at]]) for at in range(start, len(ids))]
 
 
@@ -112,7 +117,7 @@ def assert_close(found: Figures, wanted: Figures, within: float = 1e-4) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_figures_are_those_of_plain_forwards_row_by_row(name: str) -> None:
     scorers, base = [scorer(name, seed) for seed in (0, 1)], scorer(name, 2).lm
-    pairs = PAIRS[:: 1 if name == "llama" else 6]
+    pairs = PAIRS[:: 2 if name == "llama" else 6]
     for given_base in (base, None):
         found = support.measure(scorers, given_base, SETTINGS, ROOMY)(pairs)
         for one, (row, reasoning) in zip(found, pairs, strict=True):
@@ -225,10 +230,15 @@ def test_what_does_not_fit_is_cut_from_the_text_and_then_from_the_end_of_the_rea
 
 
 def test_a_text_that_leaves_no_room_for_any_reasoning_is_measured_without() -> None:
-    c = scorer()
-    crowded = learned_positions(len(c.lm.encoder.before) + 8 + 24, 8)
-    (found,) = support.measure([crowded], None, SETTINGS, ROOMY)([(ROWS[-1], "so. " * 50)])
-    assert found.length and found.length > 40 and math.isfinite(found.support or math.nan)
+    encoder, row, room = scorer().lm.encoder, ROWS[-1], 8
+    cut = replace(encoder, prompt=replace(encoder.prompt, room=room))
+    head = len(prompt_ids(cut, ("", row.text, ""))[0])
+    cues = sum(len(text_ids(encoder, cue)) for cue in ("Reasoning:", "\nLabel:"))
+    # Nobody reads what ends a label.
+    crowded = learned_positions(head + cues + max(len(text_ids(encoder, f" {label}")) for label in LABELS), room)
+    (found,) = support.measure([crowded], None, SETTINGS, ROOMY)([(row, "so. " * 50)])
+    assert found.length and found.length > 40 and found.likelihood is None
+    assert found.support == pytest.approx(found.early, abs=1e-4)
 
 
 @pytest.mark.parametrize("row", [Row("9", "x"), Row("9", "x", "tea"), Row("9", "x", "joy", ("tea", "coffee"))])
