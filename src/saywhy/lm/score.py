@@ -180,7 +180,7 @@ def likelihood(model: Any, paths: Sequence[Ints], starts: Sequence[int], budget:
     their paths are read one by one.
     """
     counts = np.array([len(path) for path in paths], dtype=np.int64) - starts
-    told = np.flatnonzero(counts > 0)
+    told = np.flatnonzero(counts > 0).tolist()
     branches = [Branch(paths[at], (np.arange(len(paths[at])) >= starts[at]) / counts[at]) for at in told]
     found = np.zeros(len(told))
     for pack in (pack_trees if padded else pack_alone)(branches, budget):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from saywhy import classifier, reasonings, store, support
@@ -14,8 +15,12 @@ from saywhy.lm import bind
 from saywhy.lm.load import model_of
 from saywhy.pipeline.stage import Run, base_of, stage
 from saywhy.predict import load
+from saywhy.progress import say
 from saywhy.records import Row, Task
 from saywhy.train.folder import Course, Lesson
+
+# Rows that scorers are tried on before they are believed.
+ASKED = 256
 
 
 def measured_by(this: Run) -> object:
@@ -77,7 +82,32 @@ def measured(this: Run, job: reasonings.Job, book: Journal) -> reasonings.Measur
         for fold, (plan, taught) in enumerate(scorer_courses(config, this.data, base, first))
     ]
     told = {"scorers": [one.stamp for one in made], "base": identity, "early": config.reasonings.early_tokens}
-    return reasonings.Measured(told, lambda: _measure(config, [one.folder for one in made], base))
+    found = reasonings.Measured(told, cache(lambda: _measure(config, [one.folder for one in made], base)))
+    if why := _learnt_nothing(this, book, found, first):
+        say(why)
+        return None
+    return found
+
+
+def _learnt_nothing(
+    this: Run, book: Journal, measured: reasonings.Measured, first: Mapping[str, tuple[str, ...]]
+) -> str:
+    """Say that scorers read labels no better than by always saying the most frequent one, "" where they do.
+
+    Which label wins under such a scorer is chance, and so would be what it drops.
+    """
+    pairs = [(row, first[row.id][0]) for row in this.data.train if row.id in first][:ASKED]
+    hits = sum(
+        one["wins"] == row.label
+        for (row, _), one in zip(pairs, reasonings.measures(book, measured, pairs), strict=True)
+    )
+    most = 0 if this.data.task.labels == () else max(Counter(row.label for row, _ in pairs).values(), default=0)
+    if hits > most:
+        return ""
+    return (
+        f"the scorers have learnt too little: with a reasoning they answer {hits} of {len(pairs)} rows rightly, and "
+        f"always the same label would {most}; support is left out, raise reasonings.support_share"
+    )
 
 
 def _train_scorer(out: Path, task: Task, plan: Course, taught: Sequence[Lesson], title: str) -> None:

@@ -1,7 +1,7 @@
 """Stage 2: for every training row, candidates are written, measured, checked, and kept or dropped with a reason."""
 
 from saywhy.reasonings.asking import NOT_ANSWERED, begun_once
-from saywhy.reasonings.judging import Measure, Measured
+from saywhy.reasonings.judging import Measure, Measured, measures
 from saywhy.reasonings.parts import kept_weights, lines, read_kept, samples, summary
 from saywhy.reasonings.writing import Job, first_drafts, write
 
@@ -14,6 +14,7 @@ __all__ = [
     "first_drafts",
     "kept_weights",
     "lines",
+    "measures",
     "read_kept",
     "samples",
     "summary",

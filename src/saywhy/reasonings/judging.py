@@ -47,17 +47,23 @@ def with_figures(
     if measured is None:
         return found
     worth = [at for at, one in enumerate(found) if one.reasoning and not one.dropped_because]
-    keys = [_key(measured, rows[found[at].row_id], found[at].reasoning) for at in worth]
+    pairs = [(rows[found[at].row_id], found[at].reasoning) for at in worth]
+    for at, told in zip(worth, measures(book, measured, pairs), strict=True):
+        found[at] = replace(found[at], figures=replace(found[at].figures, **told))
+    return found
+
+
+def measures(book: Journal, measured: Measured, pairs: Sequence[tuple[Row, str]]) -> list[dict[str, Any]]:
+    """Give the figures that models take of rows with a reasoning each, from the journal where it has them."""
+    keys = [_key(measured, row, reasoning) for row, reasoning in pairs]
     held = journal.figures(book, keys)
-    missing = [place for place, key in enumerate(keys) if key not in held]
+    missing = [at for at, key in enumerate(keys) if key not in held]
     if missing:
-        pairs = [(rows[found[worth[place]].row_id], found[worth[place]].reasoning) for place in missing]
-        fresh = {keys[place]: _written(one) for place, one in zip(missing, measured.begin()(pairs), strict=True)}
+        found = measured.begin()([pairs[at] for at in missing])
+        fresh = {keys[at]: _written(one) for at, one in zip(missing, found, strict=True)}
         journal.keep_figures(book, fresh)
         held |= fresh
-    for at, key in zip(worth, keys, strict=True):
-        found[at] = replace(found[at], figures=replace(found[at].figures, **held[key]))
-    return found
+    return [held[key] for key in keys]
 
 
 def _key(measured: Measured, row: Row, reasoning: str) -> bytes:
