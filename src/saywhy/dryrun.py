@@ -17,13 +17,17 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM
 
 from saywhy import classifier, controls, reasoner
+from saywhy.config import GIVEN as GIVEN_TEACHERS
 from saywhy.config import Arm, Config, FromScratch, needed_base
 from saywhy.data import Data, read
 from saywhy.doctor import matrix_rate
 from saywhy.lm.encode import segments, text_ids
 from saywhy.lm.load import config_of, make_scratch
 from saywhy.pipeline import NEEDS_REASONINGS, missing, refuse_early
+from saywhy.pipeline.measures import scorer_courses
 from saywhy.pipeline.stage import scratch_texts, worked_lessons
+from saywhy.pipeline.writers import reckoned
+from saywhy.prompts import MERGE_INSTRUCTION, REASONER_INSTRUCTION, merged_question, row_question
 from saywhy.train.folder import Course, Encoded, Lesson, encode
 from saywhy.train.loop import packs_tokens, plan_steps
 from saywhy.trees import pack_trees
@@ -35,6 +39,8 @@ BYTES_PER_PARAMETER = 16
 SAMPLED_STEPS = 8
 SHOWN_TOKENS = 400
 GIVEN = "as given"
+# What stands for the reasonings that a teacher will be shown to merge.
+SOURCES = ("…", "…")
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ def show(config: Config) -> None:
         estimates = _estimates(config, data, Path(folder))
         for estimate in estimates:
             _show_example(console, estimate)
+        _show_teachers(console, config, data)
         _show_lengths(console, estimates)
         _show_costs(console, estimates)
     _show_left_out(console, config, estimates)
@@ -79,6 +86,9 @@ def _estimates(config: Config, data: Data, folder: Path) -> list[Estimate]:
             kind, data.train, kept, classifier.tokens(data.task, base, config.trust_remote_code), config.seed
         )
         source = f"replaced by {kind}, {controls.meaning(kind)}"
+    if config.reasonings.measured and kept:
+        courses = scorer_courses(config, data, _base(config, data, folder, "classifier"), kept)
+        found += [_estimate(f"scorer-{fold}", plan, taught, source) for fold, (plan, taught) in enumerate(courses)]
     for arm in config.classifier.arms:
         if arm.arm in NEEDS_REASONINGS and not kept:
             continue
@@ -165,6 +175,32 @@ def _show_example(console: Console, estimate: Estimate) -> None:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= 4 * SHOWN_TOKENS else f"{text[: 2 * SHOWN_TOKENS]} … {text[-2 * SHOWN_TOKENS :]}"
+
+
+def _show_teachers(console: Console, config: Config, data: Data) -> None:
+    """Print what every teacher is asked of the first row, how often, and what a server will take."""
+    settings = config.reasonings
+    asked = [name for name in settings.teacher if name not in GIVEN_TEACHERS]
+    if not asked or not data.train:
+        return
+    console.rule("what the teachers are asked of the first row")
+    pieces = row_question(data.task, data.train[0])
+    for name, instruction, seen in (
+        *((name, REASONER_INSTRUCTION, pieces) for name in asked),
+        *(
+            [(settings.merge, MERGE_INSTRUCTION, merged_question(data.task, data.train[0], SOURCES))]
+            if settings.merge
+            else []
+        ),
+    ):
+        console.print(Text(f"{name}: {instruction}", style="dim"))
+        console.print(_shortened("".join(seen)))
+    rounds = "" if settings.max_tries == 1 else f", rows without a kept one up to {settings.max_tries} times as often"
+    console.print(
+        f"{len(data.train):,} rows × {settings.candidates} candidates for each of {', '.join(asked)}{rounds}."
+    )
+    for line in reckoned(config, data):
+        console.print(line)
 
 
 def _show_lengths(console: Console, estimates: Sequence[Estimate]) -> None:

@@ -69,6 +69,16 @@ def merge_pieces(question: str, answer: str, reasonings: Sequence[str]) -> tuple
     return (*reasoner_pieces(question, answer)[:-1], *told, "")
 
 
+def row_question(task: Task, row: Row) -> tuple[str, ...]:
+    """Give what a teacher sees of a labelled row: the question that it puts and its known answer."""
+    return reasoner_pieces(reasoner_question(task, row.text), described(task, row.label or ""))
+
+
+def merged_question(task: Task, row: Row, reasonings: Sequence[str]) -> tuple[str, ...]:
+    """Give what the teacher sees that merges the reasonings written for a labelled row."""
+    return merge_pieces(reasoner_question(task, row.text), described(task, row.label or ""), reasonings)
+
+
 def reasoner_question(task: Task, text: str) -> str:
     """Put a row's text as a question: the instruction, a newline and the text."""
     return f"{task.instruction}\n{text}"

@@ -12,10 +12,11 @@ from typing import Any
 from saywhy import checks, classifier, controls, evaluate, journal, reasoner, reasonings, report, store
 from saywhy.config import Arm, Config, FromScratch, dump, needed_base
 from saywhy.data import fingerprint, read
+from saywhy.journal import Journal
 from saywhy.lm.load import config_of, tokenizer_of
 from saywhy.pipeline.measures import course, measured, measured_by
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, worked_lessons
-from saywhy.pipeline.writers import merger, writers
+from saywhy.pipeline.writers import merger, reckoned, writers
 from saywhy.predict import Classifier, answer, load, too_long
 from saywhy.progress import say
 from saywhy.prompts import MODES
@@ -143,7 +144,7 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
         return None
     base = base_of(this, "reasoner") if _asks_base(config) else None
     named = None if explainer is None else (explainer.folder, explainer.stamp)
-    told = writers(config, data, named, base)
+    told, merging = writers(config, data, named, base), merger(config, base)
     rules = (*checks.by_name(settings.checks, _limits(config, len(data.train))), *this.checks)
     job = reasonings.Job(
         data.task,
@@ -151,13 +152,14 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
         [reasonings.begun_once(this.spread(one)) for one in told],
         rules,
         settings,
-        merger(config, base),
+        None if merging is None else reasonings.begun_once(this.spread(merging)),
         _length(this),
     )
     inputs = {
         "task": data.task,
         "rows": fingerprint(data.train),
         "writers": [one.identity for one in told],
+        "merger": None if merging is None else merging.identity,
         "column": store.hash_of(data.reasonings),
         "file": store.hash_of(data.file_reasonings),
         "checks": [_identity(rule) for rule in rules],
@@ -172,8 +174,17 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
             "reasonings",
             {"teacher": settings.teacher, **settings.model_dump(exclude=ours)},
             inputs,
-            lambda out: reasonings.write(out, job, book, partial(measured, this, job, book)),
+            lambda out: _write(this, out, job, book),
         )
+
+
+def _write(this: Run, out: Path, job: reasonings.Job, book: Journal) -> None:
+    """Say what servers will take, write, and say what became of the candidates."""
+    for line in reckoned(this.config, this.data):
+        say(line)
+    reasonings.write(out, job, book, partial(measured, this, job, book))
+    for line in reasonings.lines(reasonings.summary(out)):
+        say(line)
 
 
 def _length(this: Run) -> Callable[[str], int]:

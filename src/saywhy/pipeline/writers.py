@@ -10,10 +10,11 @@ from saywhy import reasoner
 from saywhy.config import Config, Sampling
 from saywhy.data import Data
 from saywhy.lm.load import base_hash
-from saywhy.prompts import MERGE_INSTRUCTION, REASONER_INSTRUCTION
+from saywhy.prompts import MERGE_INSTRUCTION, REASONER_INSTRUCTION, row_question
 from saywhy.records import RequestError
-from saywhy.teachers import Teacher, Writer, given
+from saywhy.teachers import Question, Teacher, Writer, given
 from saywhy.teachers.api import open_api
+from saywhy.teachers.cost import estimate
 
 # Given its name, a teacher that merges writes under this one, and is told what others wrote.
 MERGER = "merge:{}"
@@ -41,6 +42,23 @@ def merger(config: Config, base: tuple[str, str] | None) -> Writer | None:
     """Give the teacher that makes one reasoning of several, where the config names one."""
     name = config.reasonings.merge
     return None if name is None else _asked_as_it_is(config, name, MERGER.format(name), base, MERGE_INSTRUCTION)
+
+
+def reckoned(config: Config, data: Data) -> list[str]:
+    """Say what asking each server for the first candidates of all rows will take, before anything is asked."""
+    settings = config.reasonings
+    lines = []
+    for name in dict.fromkeys([*settings.teacher, *([settings.merge] if settings.merge else [])]):
+        own = settings.named.get(name)
+        if (api := settings.api if name == "api" else own and own.api) is not None:
+            questions = (
+                Question(row.id, row_question(data.task, row), index)
+                for row in data.train
+                for index in range(settings.candidates)
+            )
+            told = estimate(questions, REASONER_INSTRUCTION, settings.sampling, api.price)
+            lines.append(f"{name}: {told.sentence}.")
+    return lines
 
 
 def _asked_as_it_is(config: Config, name: str, title: str, base: tuple[str, str] | None, instruction: str) -> Writer:

@@ -12,7 +12,7 @@ from saywhy.checks import Check, Index, index
 from saywhy.config import Reasonings
 from saywhy.journal import Journal
 from saywhy.progress import Advance, track
-from saywhy.prompts import described, merge_pieces, reasoner_pieces, reasoner_question
+from saywhy.prompts import merged_question, row_question
 from saywhy.reasonings.asking import NOT_ANSWERED, ask
 from saywhy.reasonings.judging import MERGED, Measured, extra_of, verdicts, with_figures
 from saywhy.reasonings.parts import path_of, summary, write_part
@@ -110,7 +110,7 @@ def _candidates(job: Job, book: Journal, rows: Sequence[Row], attempt: int, adva
         indices = (
             [0] if writer.given else [attempt * job.settings.candidates + k for k in range(job.settings.candidates)]
         )
-        questions = [Question(row.id, _pieces(job.task, row), index) for row in rows for index in indices]
+        questions = [Question(row.id, row_question(job.task, row), index) for row in rows for index in indices]
         found += _answered(book, writer, questions, advance)
     return found if job.merger is None else _merged(job, book, job.merger, rows, found, advance)
 
@@ -154,20 +154,12 @@ def _merged(
     by_id = {row.id: row for row in rows}
     several = {key: places for key, places in sources.items() if len(places) > 1}
     questions = [
-        Question(name, _merge_pieces(job.task, by_id[name], [found[at].reasoning for at in places]), index)
+        Question(name, merged_question(job.task, by_id[name], [found[at].reasoning for at in places]), index)
         for (name, index), places in several.items()
     ]
     gone = {at for places in several.values() for at in places}
     left = [replace(one, dropped_because=MERGED) if at in gone else one for at, one in enumerate(found)]
     return left + _answered(book, merger, questions, advance)
-
-
-def _pieces(task: Task, row: Row) -> tuple[str, ...]:
-    return reasoner_pieces(reasoner_question(task, row.text), described(task, row.label or ""))
-
-
-def _merge_pieces(task: Task, row: Row, reasonings: Sequence[str]) -> tuple[str, ...]:
-    return merge_pieces(reasoner_question(task, row.text), described(task, row.label or ""), reasonings)
 
 
 def _sampling(job: Job) -> dict[str, Mapping[str, object]]:
