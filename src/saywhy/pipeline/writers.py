@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from saywhy import reasoner
-from saywhy.config import Config, Sampling
+from saywhy.config import Api, Config, Sampling
 from saywhy.data import Data
 from saywhy.lm.load import base_hash
 from saywhy.prompts import MERGE_INSTRUCTION, REASONER_INSTRUCTION, row_question
@@ -49,8 +49,7 @@ def reckoned(config: Config, data: Data) -> list[str]:
     settings = config.reasonings
     lines = []
     for name in dict.fromkeys([*settings.teacher, *([settings.merge] if settings.merge else [])]):
-        own = settings.named.get(name)
-        if (api := settings.api if name == "api" else own and own.api) is not None:
+        if (api := _api(config, name)) is not None:
             questions = (
                 Question(row.id, row_question(data.task, row), index)
                 for row in data.train
@@ -64,8 +63,7 @@ def reckoned(config: Config, data: Data) -> list[str]:
 def _asked_as_it_is(config: Config, name: str, title: str, base: tuple[str, str] | None, instruction: str) -> Writer:
     """Give a teacher that was not taught to write reasonings: a base, a model of one's own, a server."""
     settings = config.reasonings
-    own = settings.named.get(name)
-    api = settings.api if name == "api" else None if own is None else own.api
+    own, api = settings.named.get(name), _api(config, name)
     if api is not None:
         place = "reasonings.api" if own is None else f"reasonings.named.{name}.api"
         identity = {"base_url": api.base_url, "model": api.model, "instruction": instruction}
@@ -80,6 +78,14 @@ def _asked_as_it_is(config: Config, name: str, title: str, base: tuple[str, str]
     model, identity_of_base = base
     begin = partial(reasoner.base_as_teacher, model, instruction, *_drawn(config), config.trust_remote_code)
     return _local(config, title, {"base": identity_of_base}, instruction, begin)
+
+
+def _api(config: Config, name: str) -> Api | None:
+    """Give the server behind a teacher's name, None where it is none."""
+    if name == "api":
+        return config.reasonings.api
+    own = config.reasonings.named.get(name)
+    return None if own is None else own.api
 
 
 def _drawn(config: Config) -> tuple[Sampling, int, int]:
