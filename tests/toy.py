@@ -105,7 +105,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "data": {"train": "train.jsonl", "dev": "dev.jsonl", "test": "test.jsonl", "id": "id"},
         "base": {"scratch": {"width": 64, "layers": 1, "vocabulary": 400, "heads": 2}},
         "reasoner": {"train": dict(train)},
-        "reasonings": {"teacher": "column", "candidates": 2, "sampling": {"max_tokens": 24}},
+        "reasonings": {"teacher": "column", "candidates": 2, "sampling": {"max_tokens": 24}, "support": "never"},
         "classifier": {"arms": ["label_only", "reason_then_label", "label_then_reason"], "train": dict(train)},
         "evaluate": {"bootstrap": 100, "explain_rows": 6},
         "seed": 0,

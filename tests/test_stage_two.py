@@ -1,0 +1,190 @@
+"""Stage 2 within a run: who is asked, what is measured, which rows the arms see, and what another setting repeats."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toy
+from faulty import Act, completion, serving
+from saywhy import cli, journal, pipeline, reasonings, store
+from saywhy.records import Candidate, RequestError, Row, Task
+from test_pipeline import events, trained_on
+
+pytest_plugins = ("runs",)
+
+
+def nothing_of_birds(task: Task, row: Row, candidate: Candidate) -> bool:
+    """A check that leaves one class without any reasoning."""
+    return row.label == "bird"
+
+
+def candidates(run: Path) -> list[dict[str, Any]]:
+    return store.read_table(run / "reasonings" / "part-00000.parquet").to_pylist()
+
+
+def test_rows_without_a_reasoning_are_left_out_of_all_arms_or_of_none(tmp_path: Path) -> None:
+    data = toy.write_data(tmp_path / "data")
+    birds = {row["id"] for row in toy.records()["train"] if row["label"] == "bird"}
+    every = {row["id"] for row in toy.records()["train"]}
+    kept = toy.run(data, tmp_path / "kept", nothing_of_birds, **toy.quick())
+    left = toy.run(data, tmp_path / "left", nothing_of_birds, **toy.quick(reasonings__without_reasoning="leave_out"))
+    for arm in ("label_only", "reason_then_label"):
+        assert set(trained_on(kept.folder / arm)) == every
+        assert set(trained_on(left.folder / arm)) == every - birds
+    told = left.metrics["reasonings"]
+    assert told["rows_without"] == len(birds)
+    assert {label: one["without"] for label, one in told["by_class"].items()} == {
+        "bird": len(birds),
+        "cat": 0,
+        "dog": 0,
+    }
+    assert told["by_class"]["bird"]["dropped"] == {"nothing_of_birds": len(birds)}
+
+
+def test_a_topped_up_row_counts_as_often_in_every_arm(tmp_path: Path) -> None:
+    data = toy.write_data(tmp_path / "data")
+    rare = [row for row in toy.records()["train"] if row["label"] == "dog"][:2]
+    rows = [row for row in toy.records()["train"] if row["label"] != "dog" or row in rare]
+    toy.write_lines(data / "train.jsonl", rows)
+    changes = toy.with_reasoner(reasonings__top_up=0.5, reasonings__sampling={"max_tokens": 8, "temperature": 2.0})
+    done = toy.run(data, tmp_path / "run", **changes)
+    kept = reasonings.read_kept(done.folder / "reasonings")
+    each = {row["id"]: len(kept[row["id"]]) for row in rare}
+    assert sum(each.values()) >= 0.5 * (len(rows) - 2 + sum(each.values())) / 3
+    for arm in ("label_only", "reason_then_label"):
+        found = trained_on(done.folder / arm)
+        for name, count in each.items():
+            copies = [name, *(f"{name}#{k}" for k in range(2, count + 1))]
+            assert all(one in found for one in copies) and f"{name}#{count + 1}" not in found
+    told = trained_on(done.folder / "reason_then_label")
+    name, count = next(iter(each.items()))
+    said = [told[one][0] for one in (name, *(f"{name}#{k}" for k in range(2, count + 1)))]
+    assert said == [f"Reasoning: {text}\nLabel: dog<eos>" for text in kept[name]]
+
+
+def test_scorers_measure_every_candidate_and_another_limit_measures_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = toy.write_data(tmp_path / "data")
+    train = {"steps": 200, "rows_per_step": 16, "learning_rate": 1e-2, "evaluations": 1, "layout": "tree"}
+    changes: dict[str, Any] = {
+        "reasonings__support": "always",
+        "reasonings__support_share": 1.0,
+        "reasonings__checks": ["empty", "no_support"],
+        "classifier__arms": ["label_only", "reason_then_label"],
+        "classifier__train": {**train, "precision": "float32"},
+    }
+    run = tmp_path / "run"
+    config = toy.load(data, **changes)
+    pipeline.run(config, run, until="reason")
+    assert events(run) == Counter({"base": 1, "scorer-0": 1, "scorer-1": 1, "reasonings": 1})
+    rows = candidates(run)
+    gold = {row["id"]: row["label"] for row in toy.records()["train"]}
+    assert all(None not in (row["support"], row["early"], row["likelihood"], row["wins"]) for row in rows)
+    # Every tenth row has a label that its text does not bear out, and its reasoning speaks of another one.
+    wrong = [row for row in rows if int(row["id"].split("-")[1]) % 10 == 0]
+    right = [row for row in rows if row not in wrong]
+    assert sum(row["wins"] == gold[row["id"]] for row in right) > 0.75 * len(right)
+    assert sum(row["dropped_because"] == "no_support" for row in wrong) >= 4
+    assert sum(row["dropped_because"] == "no_support" for row in right) <= 2
+
+    def never(*given: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("saywhy.support.measure", never)
+    pipeline.run(toy.load(data, **changes | {"reasonings__least_support": -50.0}), run, until="reason")
+    assert events(run)["reasonings"] == 2 and events(run)["scorer-0"] == 1
+    again = candidates(run)
+    assert [row["support"] for row in again] == [row["support"] for row in rows]
+    assert all(row["kept"] for row in again)
+
+
+def test_scorers_that_learnt_nothing_are_not_believed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = toy.write_data(tmp_path / "data")
+    config = toy.load(data, **toy.quick(reasonings__support="always", reasonings__checks=["no_support"]))
+    pipeline.run(config, tmp_path / "run", until="reason")
+    assert "the scorers have learnt too little" in capsys.readouterr().err
+    assert all(row["kept"] and row["support"] is None for row in candidates(tmp_path / "run"))
+
+
+def answers(run: Path) -> dict[str, Any]:
+    with journal.opened(run / journal.FILE) as book:
+        return journal.spent(book)
+
+
+def test_resuming_uses_answers_asks_failures_again_or_begins_anew(quick_run: toy.Done, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(quick_run.folder, run)
+    before = answers(run)["reasoner"]["attempts"]
+    parts = (run / "reasonings" / "part-00000.parquet").read_bytes()
+    pipeline.run(quick_run.config, run, until="reason", resume="always")
+    assert events(run)["reasonings"] == 2 and answers(run)["reasoner"]["attempts"] == before
+    pipeline.run(quick_run.config, run, until="reason", resume="never")
+    assert events(run)["reasonings"] == 3 and answers(run)["reasoner"]["attempts"] == before
+    assert (run / "answers.kept-1.sqlite").exists()
+    assert (run / "reasonings" / "part-00000.parquet").read_bytes() == parts
+    pipeline.run(quick_run.config, run, until="reason")
+    assert events(run)["reasonings"] == 3
+    with pytest.raises(RequestError, match=r"answers\.sqlite: there are no answers to go on from"):
+        pipeline.run(quick_run.config, tmp_path / "new", until="reason", resume="always")
+
+
+def test_a_model_of_ones_own_writes_beside_the_base_and_merges(tmp_path: Path, base: Path) -> None:
+    data = toy.write_data(tmp_path / "data")
+    changes = toy.quick(
+        base=str(base),
+        reasonings__teacher=["column", "own"],
+        reasonings__named={"own": {"local": str(base)}},
+        reasonings__merge="base",
+        reasonings__candidates=1,
+        reasonings__sampling={"max_tokens": 8},
+    )
+    del changes["base__scratch"]
+    run = tmp_path / "run"
+    pipeline.run(toy.load(data, **changes), run, until="reason")
+    of_row = [row for row in candidates(run) if row["id"] == "train-3"]
+    assert [row["teacher"] for row in of_row] == ["column", "own", "merge:base"]
+    assert [row["dropped_because"] for row in of_row] == ["merged", "merged", ""]
+
+
+def test_a_server_writes_in_a_run_and_its_key_stands_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    data = toy.write_data(tmp_path / "data")
+
+    def answer(body: dict[str, Any], times: int) -> Act:
+        question = body["messages"][-1]["content"]
+        verb = next(verb for verb in toy.WHY if f" {verb}" in question)
+        return Act(completion(toy.WHY[verb], usage=(50, 10)))
+
+    with serving(answer) as server:
+        api = {"base_url": server.url, "model": "m", "key_env": "MY_KEY", "price": {"input": 1.0, "output": 2.0}}
+        changes = toy.quick(reasonings__teacher="api", reasonings__api=api, reasonings__candidates=1)
+        config = toy.write_config(data, **changes)
+        assert cli.main(["check", str(config)]) == 0
+        shown = capsys.readouterr().out
+        assert "api: Explain in one short paragraph how the question leads to its answer." in shown
+        assert "60 requests" in shown and "in the currency of the price" in shown
+        assert cli.main(["reason", str(config), "-o", str(tmp_path / "run")]) == 0
+        said = capsys.readouterr()
+        assert "60 requests" in said.err and "rows without a reasoning" in said.err
+        assert len(server.bodies) == 60
+        # The same command again, and one with another check, ask nothing.
+        assert cli.main(["reason", str(config), "-o", str(tmp_path / "run")]) == 0
+        more = ["--set", "reasonings.checks=[empty]"]
+        assert cli.main(["reason", str(config), "-o", str(tmp_path / "run"), *more]) == 0
+        assert len(server.bodies) == 60
+    rows = candidates(tmp_path / "run")
+    assert {row["teacher"] for row in rows} == {"api"} and all(row["kept"] for row in rows)
+    assert rows[0]["reasoning"] in toy.WHY.values()
+    spent = answers(tmp_path / "run")["api"]
+    assert spent["cost"] == pytest.approx(60 * (50 * 1.0 + 10 * 2.0) / 1e6)
+    for path in (tmp_path / "run").rglob("*"):
+        assert not path.is_file() or b"sk-very-secret" not in path.read_bytes()
+    assert "sk-very-secret" not in said.err + said.out + shown
