@@ -307,6 +307,34 @@ def test_an_arm_with_a_name_of_its_own_is_what_it_says_it_is() -> None:
     assert told(metrics).case == "helped"
 
 
+def test_candidates_are_shown_by_class_and_with_one_of_each_verdict(full: Any) -> None:
+    metrics, predictions = full
+    told = {
+        "by_class": {
+            "calm": {"rows": 800, "without": 3, "candidates": 3200, "kept": 797, "dropped": {"cut_off": 96}},
+            "rage": {"rows": 400, "without": 67, "candidates": 1600, "kept": 333, "dropped": {"copy_of_text": 311}},
+        },
+        "samples": [
+            {"label": "rage", "teacher": "base", "reasoning": "<b>bold</b> words", "dropped_because": "copy_of_text"},
+            {"label": "calm", "teacher": "base", "reasoning": "", "dropped_because": "empty"},
+            {"label": "calm", "teacher": "base", "reasoning": "still water", "dropped_because": ""},
+        ],
+    }
+    shown = {"left": "leave_out", "kept": "label_only"}
+    pages = {
+        name: report.render(
+            {**metrics, "reasonings": {**REASONINGS, **told, "without_reasoning": setting}}, predictions
+        )
+        for name, setting in shown.items()
+    }
+    assert "70 rows had none kept and were left out of all arms." in pages["left"]
+    assert "70 rows had none kept and were trained with their label alone in every arm." in pages["kept"]
+    words = re.sub(r"<[^>]*>|\s+", " ", pages["kept"][pages["kept"].index("Candidates by class") :])
+    assert re.search(r"calm\s+800\s+3\s+3,200\s+797", words) and re.search(r"rage\s+400\s+67\s+1,600\s+333", words)
+    assert "&lt;b&gt;bold&lt;/b&gt; words" in pages["kept"] and "nothing was written" in words
+    assert words.index("still water") < words.index("bold") < words.index("nothing was written")
+
+
 def test_limits_name_seed_half_width_small_classes_overlap_and_that_reasonings_are_no_proof(full: Any) -> None:
     metrics = full[0]
     known = story.systems(metrics)

@@ -290,6 +290,8 @@ def _told(this: Run, written: Made | None, lesson: Taught) -> dict[str, Any] | N
     instead = None if config.reasonings.replace == "none" else taught
     return {
         **reasonings.summary(written.folder),
+        "without_reasoning": config.reasonings.without_reasoning,
+        "samples": reasonings.samples(written.folder),
         "replace": config.reasonings.replace,
         "replaced": sum(new != old for name in taught for new, old in zip(taught[name], kept[name], strict=True)),
         "leakage": asdict(evaluate.leakage(this.data.task, lesson.rows, kept, instead, config.seed)),

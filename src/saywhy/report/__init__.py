@@ -352,9 +352,20 @@ def _reasonings(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         **summary,
         "figure": figures.bars("reasonings", "What became of the candidates", said, bars),
+        "classes": sorted((summary.get("by_class") or {}).items(), key=lambda one: -one[1]["rows"])[:CLASSES],
+        "reasons": [name for name, _ in rows[1:] if name in dropped],
+        "shown": _by_reason(summary.get("samples") or ()),
         "leakage_said": story.leakage(leakage),
         "read": [(name, leakage[key]) for key, name in shown.items() if leakage.get(key)],
     }
+
+
+def _by_reason(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Candidates under their verdicts, kept ones first."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for one in samples:
+        found.setdefault(one["dropped_because"] or "kept", []).append(one)
+    return sorted(found.items(), key=lambda item: (item[0] != "kept", item[0]))
 
 
 def _audit(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
