@@ -25,7 +25,7 @@ CORRUPTED_OF = 400
 SHARE = 0.2
 SETTINGS = (
     "reasoner.train.steps=1000",
-    "classifier.train.steps=600",
+    "classifier.train.steps=430",
     "classifier.arms=[{name: reason_then_label, arm: reason_then_label,"
     " train: {learning_rate: 1e-2, weight_decay: 1.0}}]",
     "reasonings.candidates=4",

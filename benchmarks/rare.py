@@ -24,7 +24,7 @@ SHARES = {"low": 42, "normal": 30, "high": 25, "urgent": 3}
 SIZES = tickets.Sizes(worked=400, train=1000, dev=200, test=5000)
 SETTINGS = (
     "reasoner.train.steps=1000",
-    "classifier.train.steps=800",
+    "classifier.train.steps=430",
     "classifier.arms=[label_only, {name: reason_then_label, arm: reason_then_label,"
     " train: {learning_rate: 1e-2, weight_decay: 1.0}}]",
     "reasonings.candidates=4",
