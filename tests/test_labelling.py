@@ -436,8 +436,16 @@ def test_a_row_that_nobody_could_label_is_no_silent_vote(
 ) -> None:
     serve(lambda instruction, question: "no idea")
     write_texts(tmp_path)
-    with pytest.raises(WorkError, match="no text has a label"):
+    with pytest.raises(WorkError, match=r"could be read; what they said stands in labelled.jsonl.answers.sqlite"):
         label(told(tmp_path, base, **API))
+    serve(lambda instruction, question: None)
+    with pytest.raises(WorkError, match=r"is not written: .* mostly because: hung up"):
+        label(told(tmp_path, base, **API), tmp_path / "other.csv")
+    assert not (tmp_path / "labelled.jsonl").exists()
+    # The same command goes on where the server works again, and finds what could not be read before.
+    serve(right)
+    path, _ = label(told(tmp_path, base, **API), tmp_path / "other.csv")
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 1 + len(TEXTS)
 
 
 def test_teachers_of_all_kinds_vote_and_one_merges_what_they_say(

@@ -21,7 +21,7 @@ from saywhy.labelling.voting import Answer, Tally, supporting, vote
 from saywhy.lm.load import base_hash
 from saywhy.pipeline.writers import api_of, asked_as_it_is
 from saywhy.predict.stream import Filling, Seen, check_output, fill, look, opened, slices
-from saywhy.progress import track
+from saywhy.progress import Advance, track
 from saywhy.prompts import (
     LABELLING_PROMPTS,
     MERGE_INSTRUCTION,
@@ -89,24 +89,29 @@ def label(config: Config, output: Path | None = None, overwrite: bool = False) -
         if one.writer.remote:
             one.writer.begin()
     tally = Tally(job.task)
-    with opened(path), journal.opened(path.with_name(JOURNAL.format(path.name))) as book:
+    book_path = path.with_name(JOURNAL.format(path.name))
+    with opened(path), journal.opened(book_path) as book:
         for name in settings.teachers:
             _ask_all(job, book, name, seen)
 
-        def answered(rows: Sequence[Row]) -> tuple[Any, float]:
+        def answered(rows: Sequence[Row]) -> tuple[Any, float, bool]:
             answers = _answers(job, book, voters, rows)
-            return _table(job, rows, answers, _reasonings(job, book, merger, rows, answers)), 0.0
+            whole = all(answer.label is not None for each in answers for answer in each)
+            return _table(job, rows, answers, _reasonings(job, book, merger, rows, answers)), 0.0, whole
 
         def note(table: Any) -> None:
             scores = table.column("scores").to_pylist()
             tally.add([[Answer(**one) for one in row] for row in scores], settings.least_agreement)
 
-        filling = Filling(config.task, counted, names, answered, note)
+        def last() -> None:
+            if not tally.labels:
+                failed = next(iter(journal.failures(book)), "")
+                why = f", mostly because: {failed}" if failed else f"; what they said stands in {book_path.name}"
+                raise WorkError(f"{path} is not written: no teacher gave an answer that could be read{why}")
+
+        filling = Filling(config.task, counted, names, answered, note, last)
         fill(filling, settings.data, path, seen, overwrite, "votes")
-    summary = tally.summary()
-    if not any(summary["labels"].values()):
-        raise WorkError(f"{path}: no text has a label, since no teacher gave an answer that could be read")
-    return path, summary
+    return path, tally.summary()
 
 
 def _job(config: Config) -> _Job:
@@ -189,16 +194,23 @@ def _ask_all(job: _Job, book: Journal, name: str, seen: Seen) -> None:
         table = open_table(job.settings.data, job.config.folder)
         for _, rows in slices(table, job.config.task):
             for voter in voters:
-                new = 0
+                _ask_part(job, book, voter, rows, advance)
 
-                def note(draft: Draft) -> None:
-                    nonlocal new
-                    new += not draft.failed
-                    advance(not draft.failed, draft.tokens, "")
 
-                _heard(job, book, voter, _texts(rows), note)
-                if new < len(rows):
-                    advance(len(rows) - new, 0, "")
+def _ask_part(job: _Job, book: Journal, voter: _Voter, rows: Sequence[Row], advance: Advance) -> None:
+    """Let one voter answer some rows, and count each row once."""
+    new = 0
+
+    def note(draft: Draft) -> None:
+        nonlocal new
+        # An answer that could not be read is followed by another one to the same text.
+        done = not draft.failed and new < len(rows)
+        new += done
+        advance(done, draft.tokens, "")
+
+    _heard(job, book, voter, _texts(rows), note)
+    if new < len(rows):
+        advance(len(rows) - new, 0, "")
 
 
 def _texts(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:

@@ -62,16 +62,18 @@ class Filling:
     """What is put beside the rows of a file.
 
     `columns` says how a row is read, and `settings` has all that an answer depends on beside its row. `answer` gives
-    one record a row and the tokens they took; `names` are the columns of these records in the output. A record whose
-    first column is null is left out of the output with its row. `note` is told of every such table in turn, also of
-    those that an earlier attempt left.
+    one record a row, the tokens they took, and whether another attempt may use them again; `names` are the columns of
+    these records in the output. A record whose first column is null is left out of the output with its row. `note` is
+    told of every such table in turn, also of those that an earlier attempt left; `last` is called before the output
+    takes its place, and may refuse it.
     """
 
     columns: TaskConfig
     settings: Mapping[str, object]
     names: tuple[str, ...]
-    answer: Callable[[Sequence[Row]], tuple[Any, float]]
+    answer: Callable[[Sequence[Row]], tuple[Any, float, bool]]
     note: Callable[[Any], None] = lambda table: None
+    last: Callable[[], None] = lambda: None
 
 
 def answer_source(classifier: TextClassifier, source: str) -> Iterator[tuple[Row, Prediction]]:
@@ -115,9 +117,9 @@ def answer_file(classifier: TextClassifier, source: str, output: Path, overwrite
     settings, task = _settings(classifier), classifier.classifier.task
     seen = look(source, columns_of(task), settings, output)
 
-    def answer(rows: Sequence[Row]) -> tuple[Any, float]:
+    def answer(rows: Sequence[Row]) -> tuple[Any, float, bool]:
         answers = _ask(classifier, rows)
-        return answer_table(answers, task), sum(answer.tokens for answer in answers)
+        return answer_table(answers, task), sum(answer.tokens for answer in answers), True
 
     filling = Filling(columns_of(task), settings, _answer_names(seen, task), answer)
     with opened(output):
@@ -149,8 +151,8 @@ def fill(filling: Filling, source: str, output: Path, seen: Seen, overwrite: boo
                 if count > seen.rows or not set(seen.columns).issuperset(name for one in records for name in one):
                     raise changed
                 if store.table_stamp(part) != stamp:
-                    table, tokens = filling.answer(rows)
-                    store.write_table(part, table, stamp)
+                    table, tokens, stands = filling.answer(rows)
+                    store.write_table(part, table, stamp if stands else f"{stamp} to be asked again")
                     advance(len(rows), tokens, "")
                 table = store.read_table(part)
                 filling.note(table)
@@ -160,6 +162,7 @@ def fill(filling: Filling, source: str, output: Path, seen: Seen, overwrite: boo
 
         whole = parts / "whole"
         store.write_file(whole, lambda file: _write(file, output.suffix.lower(), answered(), seen, filling.names))
+        filling.last()
         check_output(source, output, overwrite)
         whole.replace(output)
         _clear(parts)
