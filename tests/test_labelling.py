@@ -268,7 +268,8 @@ def right(instruction: str, question: Question) -> str:
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, Question], str | None]], Server]:
     def put(says: Callable[[str, Question], str | None]) -> Server:
         made = Server(says)
-        monkeypatch.setattr("saywhy.pipeline.writers.open_api", made.open)
+        # The package has a function of the module's name.
+        monkeypatch.setattr(sys.modules["saywhy.pipeline.writers"], "open_api", made.open)
         return made
 
     return put

@@ -38,8 +38,7 @@ from saywhy.prompts import (
     row_question,
 )
 from saywhy.records import RequestError
-from saywhy.teachers import Question
-from saywhy.teachers.cost import estimate
+from saywhy.teachers import Question, cost
 from saywhy.train.folder import Course, Encoded, Lesson, encode
 from saywhy.train.loop import packs_tokens, plan_steps
 from saywhy.trees import pack_trees
@@ -107,11 +106,12 @@ def _show_labelling(console: Console, config: Config, settings: Labelling) -> No
     names = ", ".join(settings.teachers)
     console.print(f"{len(settings.teachers) * len(settings.asked)} answers a text, from {names} with each prompt.")
     for name in settings.teachers:
-        for prompt in settings.asked if (api := api_of(config, name)) is not None else ():
-            rows = rows_to_predict(open_table(settings.data, config.folder), config.task)
-            questions = (Question(row.id, row_pieces(row), 0) for _, row in rows)
-            reckoned_here = estimate(questions, told[prompt], settings.sampling, api.price)
-            console.print(f"{name}, {prompt}: {reckoned_here.sentence}.")
+        if (api := api_of(config, name)) is not None:
+            for prompt in settings.asked:
+                rows = rows_to_predict(open_table(settings.data, config.folder), config.task)
+                questions = (Question(row.id, row_pieces(row), 0) for _, row in rows)
+                reckoning = cost.estimate(questions, told[prompt], settings.sampling, api.price)
+                console.print(f"{name}, {prompt}: {reckoning.sentence}.")
 
 
 def _estimates(config: Config, data: Data, folder: Path) -> list[Estimate]:
