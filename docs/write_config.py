@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from saywhy.config import basis, reasonings, settings, written
+from saywhy.config import basis, labelling, reasonings, settings, written
 
 PAGE = Path(__file__).with_name("config.md")
 TABLE = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -29,7 +29,8 @@ def marked(page: str) -> list[str]:
 
 def section(name: str) -> type[basis.Settings]:
     """Give the settings of this name."""
-    found: type[basis.Settings] = getattr(settings, name, None) or getattr(reasonings, name)
+    homes = (settings, reasonings, labelling)
+    found: type[basis.Settings] = next(getattr(home, name) for home in homes if hasattr(home, name))
     return found
 
 

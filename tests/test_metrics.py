@@ -537,3 +537,41 @@ def test_number_is_plain_or_none() -> None:
     assert type(metrics.number(np.float64(0.5))) is float
     assert metrics.number(np.nan) is None
     assert metrics.number(math.inf) is None
+
+
+# Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability": twelve units, four observers, some of them silent.
+OBSERVED = ("123321412...", "123322412" + "5.3", ".333234225" + "1.", "1233244125" + "1.")
+
+
+def observed(lines: tuple[str, ...]) -> Ints:
+    votes = np.zeros((len(lines[0]), 5), dtype=np.int64)
+    for line in lines:
+        for unit, value in enumerate(line):
+            if value != ".":
+                votes[unit, int(value) - 1] += 1
+    return votes
+
+
+def test_alpha_is_that_of_krippendorffs_own_example() -> None:
+    pairs = metrics.coincidences(observed(OBSERVED))
+    # The paper's matrix of coincidences: 40 values can be paired.
+    assert np.diag(pairs).tolist() == pytest.approx([7, 10, 8, 4, 3])
+    assert pairs.sum() == pytest.approx(40)
+    assert pairs[0].tolist() == pytest.approx([7, 4 / 3, 1 / 3, 1 / 3, 0])
+    assert metrics.krippendorff_alpha(pairs) == pytest.approx(0.743, abs=5e-4)
+    assert metrics.krippendorff_alpha(pairs, np.arange(1.0, 6)) == pytest.approx(0.849, abs=5e-4)
+
+
+def test_alpha_by_hand() -> None:
+    # Two raters, three rows: aa, ab, bb. Values: a 3, b 3; observed 2 of 6 pairs differ, expected 18 / 5 of 6.
+    votes = np.array([[2, 0], [1, 1], [0, 2]])
+    assert metrics.krippendorff_alpha(metrics.coincidences(votes)) == pytest.approx(1 - 5 * 2 / 18)
+    assert metrics.krippendorff_alpha(metrics.coincidences(np.array([[2, 0], [3, 0]]))) is None
+    assert metrics.krippendorff_alpha(metrics.coincidences(np.array([[1, 0], [0, 1]]))) is None
+    assert metrics.krippendorff_alpha(metrics.coincidences(np.array([[2, 0], [0, 3]]))) == 1.0
+
+
+def test_coincidences_add_up_over_parts() -> None:
+    votes = observed(OBSERVED)
+    parts = metrics.coincidences(votes[:5]) + metrics.coincidences(votes[5:])
+    assert parts == pytest.approx(metrics.coincidences(votes))

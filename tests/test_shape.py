@@ -29,7 +29,7 @@ FLOORS = {
     5: {"train", "teachers", "predict", "doctor"},
     6: {"reasoner", "reasonings", "support", "classifier", "probe", "export"},
     7: {"pipeline"},
-    8: {"study", "estimator", "demo", "dryrun"},
+    8: {"study", "estimator", "demo", "dryrun", "labelling"},
     9: {"cli"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -37,7 +37,9 @@ WITH_MODELS = {
     "lm", "train", "predict", "teachers", "reasoner", "support", "classifier", "pipeline", "dryrun", "doctor", "probe",
     "export", "study", "estimator", "demo", "cli",
 }  # fmt: skip
-COMMANDS = ("demo", "init", "check", "run", "reason", "train", "evaluate", "report", "predict", "export", "doctor")
+COMMANDS = (
+    "demo", "init", "check", "run", "reason", "train", "evaluate", "report", "predict", "label", "export", "doctor",
+)  # fmt: skip
 MOST_LINES = 600
 
 

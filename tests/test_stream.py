@@ -601,7 +601,7 @@ def test_an_input_that_changes_meanwhile_is_noticed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]
 ) -> None:
     given, output = write_table(tmp_path / "in.jsonl"), tmp_path / "out.csv"
-    look = stream._look
+    look = stream.look
 
     def changed(*given_to: Any) -> Any:
         found = look(*given_to)
@@ -609,7 +609,7 @@ def test_an_input_that_changes_meanwhile_is_noticed(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(stream, "_look", changed)
+        patch.setattr(stream, "look", changed)
         assert "changed while it was answered" in refusal(folder, given, output)
     assert not output.exists()
 

@@ -222,6 +222,31 @@ def predict(
 
 
 @app.command()
+def label(
+    config: ConfigFile,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="where the labelled rows go; default label.output")
+    ] = None,
+    sets: Sets = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file at --output")] = False,
+) -> None:
+    """Label texts without labels by the vote of teachers and prompts, ready as data.train.
+
+    Answers are kept beside the output as they come. Stopped or killed, the same command goes on.
+    """
+    settings = load(config, sets or ())
+    _quiet()
+    from saywhy.labelling import label as label_texts
+
+    path, counted = label_texts(settings, output, overwrite)
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(_voters(counted))
+    for line in _votes(counted):
+        print(line)
+    print(f"labelled rows are in {path}")
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="a run or the folder of an arm", show_default=False)],
     to: Annotated[Path, typer.Option("--to", help="a new or an empty folder", show_default=False)],
@@ -309,6 +334,32 @@ def _results(metrics: dict[str, Any]) -> Table:
             "–" if not scores["rows_per_second"] else f"{scores['rows_per_second']:.0f}",
         )
     return table
+
+
+def _voters(counted: dict[str, Any]) -> Table:
+    """Draw what each teacher said with each prompt."""
+    table = Table(title="answers")
+    for name in ("teacher", "prompt", "texts", "unreadable", "unanswered", "as voted"):
+        is_name = name in ("teacher", "prompt")
+        table.add_column(name, justify="left" if is_name else "right", no_wrap=is_name)
+    for each in counted["each"]:
+        numbers = (str(each[key]) for key in ("asked", "unreadable", "without"))
+        table.add_row(each["teacher"], each["prompt"], *numbers, _percent(each["agreed"]))
+    return table
+
+
+def _votes(counted: dict[str, Any]) -> list[str]:
+    """Say what came of the votes, and how far those who voted agree."""
+    rows, labelled = counted["rows"], sum(counted["labels"].values())
+    shares = ", ".join(f"{name} {_percent(count / labelled)}" for name, count in counted["labels"].items())
+    lines = [f"{labelled} of {rows} texts have a label: {shares}"]
+    for key, why in (("empty", "are empty"), ("without", "got no answer that could be read")):
+        if counted[key]:
+            lines.append(f"{counted[key]} texts {why} and are left out")
+    alphas = (("answers", counted["alpha"]), ("teachers", counted["alpha_teachers"]))
+    told = [f"between {whom} {alpha:.2f}" for whom, alpha in alphas if alpha is not None]
+    lines.append(f"mean share of votes for the label {_percent(counted['agreement'])}; {counted['disputed']} disputed")
+    return [*lines, f"Krippendorff's alpha (1 is agreement, 0 chance): {', '.join(told)}"] if told else lines
 
 
 def _percent(share: float | None) -> str:

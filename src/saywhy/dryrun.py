@@ -18,16 +18,27 @@ from transformers import AutoModelForCausalLM
 
 from saywhy import classifier, controls, reasoner
 from saywhy.config import GIVEN as GIVEN_TEACHERS
-from saywhy.config import Arm, Config, FromScratch, needed_base
-from saywhy.data import Data, read
+from saywhy.config import Arm, Config, FromScratch, Labelling, needed_base, resolve_path
+from saywhy.data import Data, read, read_examples, task_of
+from saywhy.data.read import open_table
+from saywhy.data.rows import rows_to_predict
 from saywhy.doctor import matrix_rate
 from saywhy.lm.encode import segments, text_ids
 from saywhy.lm.load import config_of, make_scratch
 from saywhy.pipeline import NEEDS_REASONINGS, missing, refuse_early
 from saywhy.pipeline.measures import scorer_courses
 from saywhy.pipeline.stage import scratch_texts, worked_lessons
-from saywhy.pipeline.writers import reckoned
-from saywhy.prompts import MERGE_INSTRUCTION, REASONER_INSTRUCTION, merged_question, row_question
+from saywhy.pipeline.writers import api_of, reckoned
+from saywhy.prompts import (
+    MERGE_INSTRUCTION,
+    REASONER_INSTRUCTION,
+    labelling_instruction,
+    merged_question,
+    row_pieces,
+    row_question,
+)
+from saywhy.records import RequestError
+from saywhy.teachers import Question, cost
 from saywhy.train.folder import Course, Encoded, Lesson, encode
 from saywhy.train.loop import packs_tokens, plan_steps
 from saywhy.trees import pack_trees
@@ -57,9 +68,15 @@ class Estimate:
 
 def show(config: Config) -> None:
     """Print the dry run. Reads tokenizer, config and data, never weights, and keeps nothing."""
-    refuse_early(config)
     # Labels and notes hold what rows hold: a bracket there is no style.
     console = Console(markup=False, emoji=False, highlight=False)
+    if config.label is not None:
+        _show_labelling(console, config, config.label)
+        output = resolve_path(config, config.label.output)
+        if output == Path(config.data.train) and not output.exists():
+            console.print(f"{output} is not there yet: run `saywhy label`, then check again for the rest.")
+            return
+    refuse_early(config)
     data = read(config)
     _show_data(console, data)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +87,31 @@ def show(config: Config) -> None:
         _show_lengths(console, estimates)
         _show_costs(console, estimates)
     _show_left_out(console, config, estimates)
+
+
+def _show_labelling(console: Console, config: Config, settings: Labelling) -> None:
+    """Print what every teacher is told before it labels a text, and the first text."""
+    task, examples = task_of(config, tuple(config.task.labels or ())), read_examples(config)
+    _, row = next(rows_to_predict(open_table(settings.data, config.folder), config.task), (None, None))
+    if row is None:
+        raise RequestError(f"label.data: {settings.data} has no rows")
+    told = {prompt: labelling_instruction(task, prompt, examples) for prompt in settings.asked}
+    if settings.merge is not None:
+        told[f"merged by {settings.merge}"] = MERGE_INSTRUCTION
+    for prompt, instruction in told.items():
+        console.rule(f"label: {prompt}")
+        console.print(Text(instruction, style="dim"))
+        if prompt in settings.asked:
+            console.print(Text(f"\n{_shortened(row.text)}"))
+    names = ", ".join(settings.teachers)
+    console.print(f"{len(settings.teachers) * len(settings.asked)} answers a text, from {names} with each prompt.")
+    for name in settings.teachers:
+        if (api := api_of(config, name)) is not None:
+            for prompt in settings.asked:
+                rows = rows_to_predict(open_table(settings.data, config.folder), config.task)
+                questions = (Question(row.id, row_pieces(row), 0) for _, row in rows)
+                reckoning = cost.estimate(questions, told[prompt], settings.sampling, api.price)
+                console.print(f"{name}, {prompt}: {reckoning.sentence}.")
 
 
 def _estimates(config: Config, data: Data, folder: Path) -> list[Estimate]:

@@ -263,6 +263,31 @@ def qwk(gold: Ints, predicted: Ints, labels: int) -> float | None:
     return 1 - float((weights * table).sum()) / expected if expected > 0 else None
 
 
+def coincidences(votes: Ints) -> Floats:
+    """How often two raters of one row gave this pair of labels, shape (labels, labels); sums over rows may be added.
+
+    `votes` (rows, labels) counts the raters of a row that gave each label. A row weighs as many pairs as it has raters,
+    one with a single rater none (Krippendorff 2011, coincidence matrix).
+    """
+    raters = votes.sum(axis=1)
+    paired = votes[raters > 1].astype(np.float64)
+    weight = 1 / (raters[raters > 1] - 1)
+    found: Floats = (paired * weight[:, None]).T @ paired - np.diag((paired * weight[:, None]).sum(axis=0))
+    return found
+
+
+def krippendorff_alpha(pairs: Floats, scale: Floats | None = None) -> float | None:
+    """Krippendorff's alpha from the sum of `coincidences`: 1 is agreement, 0 what chance gives (Krippendorff 2011).
+
+    Every disagreement counts alike, or as its squared distance on `scale` (labels,). None where all labels are one.
+    """
+    of_label = pairs.sum(axis=1)
+    total = float(of_label.sum())
+    distance = 1 - np.eye(len(pairs)) if scale is None else np.square(np.subtract.outer(scale, scale))
+    expected = float((np.outer(of_label, of_label) * distance).sum())
+    return 1 - (total - 1) * float((pairs * distance).sum()) / expected if expected > 0 else None
+
+
 def mae_expected(probabilities: Floats, gold: Ints, scale: Floats) -> float | None:
     """The mean distance of the expected rating to the gold one; `scale` (labels,) is what each label counts as."""
     return float(np.abs(probabilities @ scale - scale[gold]).mean()) if len(gold) else None

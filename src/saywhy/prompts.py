@@ -13,6 +13,24 @@ MERGE_INSTRUCTION = (
     "keep what they agree on and what the question bears out, and leave out the rest."
 )
 
+# How a teacher is asked to label: by each prompt's arm, in whose order reasoning and label are wanted.
+LABELLING_PROMPTS: dict[str, str] = {
+    "reason_then_label": "reason_then_label",
+    "label_then_reason": "label_then_reason",
+    "reason_then_label_examples": "reason_then_label",
+    "label_then_reason_examples": "label_then_reason",
+}
+_ASKED_FOR = {
+    "reason_then_label": (
+        "First explain in one short paragraph what in the text decides it, then give the label.",
+        f"{REASONING_CUE} one short paragraph\n{LABEL_CUE} one label of the list, word for word",
+    ),
+    "label_then_reason": (
+        "First give the label, then explain in one short paragraph what in the text decided it.",
+        f"{LABEL_CUE} one label of the list, word for word\n{REASONING_CUE} one short paragraph",
+    ),
+}
+
 # One arm is one way to train; these are the modes that each was taught (design: Words).
 MODES: dict[str, tuple[str, ...]] = {
     "label_only": ("label",),
@@ -47,6 +65,23 @@ def described(task: Task, label: str) -> str:
     """Write a label with its description, where it has one."""
     description = task.descriptions.get(label)
     return f"{label}: {description}" if description else label
+
+
+def labelling_instruction(task: Task, prompt: str, examples: Sequence[tuple[Row, str]] = ()) -> str:
+    """Write what stands before every text that a teacher labels: the question, the labels, the form of the answer.
+
+    `examples` are labelled rows with their reasoning, "" where they have none; the prompts of that name show them.
+    """
+    arm = LABELLING_PROMPTS[prompt]
+    wanted, form = _ASKED_FOR[arm]
+    lines = [task_instruction(task)]
+    if task.ordinal:
+        lines.append("These labels are a scale, the lowest first.")
+    lines.append(f"\n{wanted} Give every text exactly one label. Answer in this form and write nothing else:\n{form}")
+    for row, reasoning in examples if prompt.endswith("_examples") else ():
+        answer = "".join(part.text for part in target(arm, row.label or "", reasoning or None))
+        lines.append(f"\nAn example:\n{row.text}\n{answer}")
+    return "\n".join(lines)
 
 
 def row_pieces(row: Row) -> tuple[str, ...]:

@@ -59,10 +59,10 @@ def teacher(folder: Path, sampling: Sampling, seed: int, budget: int) -> Teacher
     arm, lm = load(folder)
     if arm != REASONER:
         raise RequestError(f"{folder} holds a classifier; the teacher `reasoner` needs the reasoner's folder")
-    return local(_leaving_room(lm, sampling.max_tokens), sampling, seed, budget)
+    return local(leaving_room(lm, sampling.max_tokens), sampling, seed, budget)
 
 
-def _leaving_room(lm: LM, tokens: int) -> LM:
+def leaving_room(lm: LM, tokens: int) -> LM:
     """Cut texts so that a reasoning of so many tokens fits behind them."""
     encoder = lm.encoder
     # The opening cue stands there too.
@@ -78,4 +78,4 @@ def base_as_teacher(
     tokenizer = tokenizer_of(base, trust_remote_code)
     model = model_of(base, trust_remote_code)
     encoder = make_encoder(tokenizer, render(tokenizer, instruction))
-    return local(_leaving_room(bind(model, encoder), sampling.max_tokens), sampling, seed, budget)
+    return local(leaving_room(bind(model, encoder), sampling.max_tokens), sampling, seed, budget)

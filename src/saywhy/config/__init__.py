@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from saywhy.config import written
 from saywhy.config.basis import Settings, did_you_mean
+from saywhy.config.labelling import PROMPTS, Labelling, LabelSampling
 from saywhy.config.places import FILE_SUFFIXES, Source, locate, locate_base, near_names
 from saywhy.config.reasonings import (
     CHECKS,
@@ -48,6 +49,7 @@ __all__ = [
     "CHECKS",
     "FILE_SUFFIXES",
     "GIVEN",
+    "PROMPTS",
     "TEACHERS",
     "Api",
     "Arm",
@@ -56,6 +58,8 @@ __all__ = [
     "DataConfig",
     "Evaluate",
     "FromScratch",
+    "LabelSampling",
+    "Labelling",
     "NamedTeacher",
     "Price",
     "Reasoner",
@@ -82,7 +86,7 @@ __all__ = [
 
 _SOURCES: tuple[KeyPath, ...] = (
     ("data", "train"), ("data", "dev"), ("data", "test"), ("reasoner", "worked_cases", "data"),
-    ("reasonings", "file", "path"),
+    ("reasonings", "file", "path"), ("label", "data"), ("label", "examples"),
 )  # fmt: skip
 _BASES: tuple[KeyPath, ...] = (("base",), ("reasoner", "base"), ("classifier", "base"))
 _KINDS = {

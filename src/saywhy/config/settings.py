@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from saywhy.config.basis import Items, Settings, Words, did_you_mean, to_tuple
+from saywhy.config.labelling import Labelling
 from saywhy.config.reasonings import Reasonings
 
 ArmName = Literal["label_only", "reason_then_label", "label_then_reason", "both"]
@@ -378,6 +379,7 @@ class Config(Settings):
         default="macro_f1",
         description="what chooses on the dev split; ours: the papers' gain hid a collapsed rare class",
     )
+    label: Labelling | None = Field(default=None, description="how `saywhy label` labels texts that have no label")
     study: Study | None = None
     seed: int = Field(default=0, ge=0, lt=2**32, description="of everything that is drawn")
     _folder: Path = PrivateAttr(default=Path())
@@ -395,4 +397,8 @@ class Config(Settings):
     def _check(self) -> Config:
         if "reasoner" in self.reasonings.teacher and self.reasoner.worked_cases is None:
             raise ValueError("reasonings.teacher: the reasoner needs reasoner.worked_cases to learn from")
+        if self.label is not None:
+            self.label.check_names(self.reasonings.named)
+            if self.task.labels is None:
+                raise ValueError("label: texts without labels do not tell which there are; write them in task.labels")
         return self

@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,20 @@ from saywhy.data.rows import Template, given_id, half_character, make_rows, pars
 from saywhy.data.split import cut_share, draw
 from saywhy.records import RequestError, Row, Task, WorkedCase
 
-__all__ = ["Data", "Template", "fingerprint", "half_character", "parse_template", "read", "render"]
+__all__ = [
+    "Data",
+    "Template",
+    "fingerprint",
+    "half_character",
+    "parse_template",
+    "read",
+    "read_examples",
+    "render",
+    "task_of",
+]
+
+# Labelled rows that a prompt may show: each teacher reads them all.
+MOST_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -48,21 +62,46 @@ def read(config: Config) -> Data:
             notes.append(f"{name} is a share of train although {table.name} has a part {min(own)}.")
     train, dev, test = _split(config, whole, labels)
     train, empty = _train_rows(config, train, notes)
-    task = Task(
-        config.task.name,
-        config.task.instruction,
-        labels,
-        {label: text for label, text in (config.task.labels or {}).items() if text},
-        config.task.ordinal,
-        config.task.text,
-        config.task.choices,
-    )
+    task = task_of(config, labels)
     worked_cases = _worked_cases(config, notes)
     from_file = _file_reasonings(config, train, notes)
     ids = {row.id for row in train}
     reasonings = {name: text for name, text in reasonings.items() if name in ids}
     found = audit(labels, {"train": train, "dev": dev, "test": test}, empty, notes)
     return Data(task, tuple(train), tuple(dev), tuple(test), worked_cases, reasonings, from_file, found)
+
+
+def task_of(config: Config, labels: Sequence[str]) -> Task:
+    """Give the task that a config describes, with these labels."""
+    return Task(
+        config.task.name,
+        config.task.instruction,
+        tuple(labels),
+        {label: text for label, text in (config.task.labels or {}).items() if text},
+        config.task.ordinal,
+        config.task.text,
+        config.task.choices,
+    )
+
+
+def read_examples(config: Config) -> list[tuple[Row, str]]:
+    """Read the labelled rows that `label.examples` names, each with its reasoning, "" where there is none."""
+    if config.label is None or config.label.examples is None:
+        return []
+    table = open_table(config.label.examples, config.folder)
+    records = list(islice(table.records, MOST_EXAMPLES + 1))
+    if len(records) > MOST_EXAMPLES:
+        raise RequestError(
+            f"label.examples: {table.name} has more than {MOST_EXAMPLES} rows, and a prompt shows each of them; "
+            "name a file with a few"
+        )
+    column = config.reasonings.column
+    told = column if all(column in record for _, record in records) else None
+    unnamed = config.data.model_copy(update={"id": None})
+    rows, reasonings = make_rows(
+        replace(table, records=iter(records)), config.task, unnamed, True, tuple(config.task.labels or ()), told
+    )
+    return [(row, " ".join(reasonings.get(row.id, "").split())) for row in rows]
 
 
 def fingerprint(rows: Iterable[Row]) -> str:

@@ -34,14 +34,14 @@ def writers(
             texts = data.reasonings if name == "column" else data.file_reasonings
             found.append(Writer(name, {}, partial(given, texts), given=True))
         else:
-            found.append(_asked_as_it_is(config, name, name, base, REASONER_INSTRUCTION))
+            found.append(asked_as_it_is(config, name, name, base, REASONER_INSTRUCTION))
     return found
 
 
 def merger(config: Config, base: tuple[str, str] | None) -> Writer | None:
     """Give the teacher that makes one reasoning of several, where the config names one."""
     name = config.reasonings.merge
-    return None if name is None else _asked_as_it_is(config, name, MERGER.format(name), base, MERGE_INSTRUCTION)
+    return None if name is None else asked_as_it_is(config, name, MERGER.format(name), base, MERGE_INSTRUCTION)
 
 
 def reckoned(config: Config, data: Data) -> list[str]:
@@ -49,7 +49,7 @@ def reckoned(config: Config, data: Data) -> list[str]:
     settings = config.reasonings
     lines = []
     for name in dict.fromkeys([*settings.teacher, *([settings.merge] if settings.merge else [])]):
-        if (api := _api(config, name)) is not None:
+        if (api := api_of(config, name)) is not None:
             questions = (
                 Question(row.id, row_question(data.task, row), index)
                 for row in data.train
@@ -60,10 +60,10 @@ def reckoned(config: Config, data: Data) -> list[str]:
     return lines
 
 
-def _asked_as_it_is(config: Config, name: str, title: str, base: tuple[str, str] | None, instruction: str) -> Writer:
+def asked_as_it_is(config: Config, name: str, title: str, base: tuple[str, str] | None, instruction: str) -> Writer:
     """Give a teacher that was not taught to write reasonings: a base, a model of one's own, a server."""
     settings = config.reasonings
-    own, api = settings.named.get(name), _api(config, name)
+    own, api = settings.named.get(name), api_of(config, name)
     if api is not None:
         place = "reasonings.api" if own is None else f"reasonings.named.{name}.api"
         identity = {"base_url": api.base_url, "model": api.model, "instruction": instruction}
@@ -80,7 +80,7 @@ def _asked_as_it_is(config: Config, name: str, title: str, base: tuple[str, str]
     return _local(config, title, {"base": identity_of_base}, instruction, begin)
 
 
-def _api(config: Config, name: str) -> Api | None:
+def api_of(config: Config, name: str) -> Api | None:
     """Give the server behind a teacher's name, None where it is none."""
     if name == "api":
         return config.reasonings.api

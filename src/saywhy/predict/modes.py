@@ -28,6 +28,7 @@ PRUNE = 1e-4
 # Reasonings sampled for a vote, and how they are drawn: as the candidates of a teacher are by default.
 VOTES = 5
 VARIED = Sampling(temperature=0.8, top_p=0.95)
+CERTAIN = Sampling()
 
 
 def answer(
@@ -37,11 +38,15 @@ def answer(
     budget: int = BUDGET,
     title: str = "",
     prune: float = PRUNE,
+    sampling: Sampling = CERTAIN,
+    seed: int = 0,
 ) -> list[Prediction]:
     """Predict rows in one mode, probabilities before temperature, in the order of the rows.
 
     `budget` bounds the tokens that are held at one time. With a `title` progress is shown under it. A label less likely
     than `prune` times the best one may be left out; its probability is then 0, and `pruned` bounds what is missing.
+    `sampling` says how a reasoning is drawn where only one is, by default the likeliest; what is drawn depends on the
+    seed and the row's text alone.
     """
     check_mode(classifier, mode)
     ways: dict[str, Way] = {
@@ -57,7 +62,7 @@ def answer(
     with track(title, len(rows), "rows", bool(title)) as advance:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
-            found += _asked(classifier, some, ways[mode], budget, prune, trunk_part, advance)
+            found += _asked(classifier, some, ways[mode], budget, prune, trunk_part, advance, (sampling, seed))
     return found
 
 
@@ -74,7 +79,8 @@ class Way:
 class Batch:
     """Rows that are asked together, with their prompts up to the cue, the tries of their labels and their reading.
 
-    `trunk` is each row's part of the tokens that all rows of a call share.
+    `trunk` is each row's part of the tokens that all rows of a call share. `sampling` and `seed` say how a reasoning is
+    drawn where only one is.
     """
 
     classifier: Classifier
@@ -84,6 +90,8 @@ class Batch:
     reading: Reading | Alone
     prune: float
     trunk: float
+    sampling: Sampling
+    seed: int
 
     def part(self, places: Sequence[int]) -> Batch:
         """Give some rows, any of them more than once, with a reading of their own."""
@@ -104,6 +112,7 @@ def _asked(
     prune: float,
     trunk_part: float,
     advance: Advance,
+    drawing: tuple[Sampling, int],
 ) -> list[Prediction]:
     """Answer rows batch by batch; prompts of equal length stand together, what all of them share is read once."""
     lm, trunk = classifier.lm, classifier.trunk
@@ -126,6 +135,7 @@ def _asked(
             open_reading(lm.model, trunk, [np.append(heads[at], cue) for at in places]),
             prune,
             trunk_part,
+            *drawing,
         )
         answers = way.ask(batch)
         advance(len(places), sum(a.tokens for a in answers), "")
@@ -189,9 +199,16 @@ def _label(batch: Batch) -> list[Prediction]:
 
 
 def _reason(batch: Batch) -> list[Prediction]:
-    """Write the likeliest reasoning, then score the labels behind it."""
-    certain = [draws(batch.classifier.lm.encoder.prompt.limit)] * len(batch.rows)
-    return _reasoned(batch, certain, Sampling())
+    """Write one reasoning, by default the likeliest, then score the labels behind it."""
+    return _reasoned(batch, _drawn(batch), batch.sampling)
+
+
+def _drawn(batch: Batch) -> list[Floats]:
+    """Give what decides each row's one reasoning; nothing needs to differ where the likeliest is taken."""
+    limit = batch.classifier.lm.encoder.prompt.limit
+    if batch.sampling.temperature == 0:
+        return [draws(limit)] * len(batch.rows)
+    return [draws(limit, "one", batch.seed, *row_pieces(row)) for row in batch.rows]
 
 
 def _vote(batch: Batch) -> list[Prediction]:
@@ -248,8 +265,7 @@ def _explain(batch: Batch) -> list[Prediction]:
             tokens = batch.trunk + float(spent)
             predictions[row] = replace(predictions[row], reasoning=reasoning, forced=not ended, tokens=tokens)
 
-    certain = [draws(encoder.prompt.limit)] * len(paths)
-    write(batch.reading, certain, Rules(frozenset([encoder.end]), encoder.controls), leave)
+    write(batch.reading, _drawn(batch), Rules(frozenset([encoder.end]), encoder.controls, batch.sampling), leave)
     return predictions
 
 

@@ -16,7 +16,8 @@ import json
 import math
 import os
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date, time
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saywhy import store
-from saywhy.config import locate
+from saywhy.config import TaskConfig, locate
 from saywhy.data.read import Record, Table, open_table
 from saywhy.data.rows import rows_to_predict
 from saywhy.predict.texts import SHOW_PROGRESS_FROM, TextClassifier, columns_of
@@ -56,11 +57,30 @@ class Seen:
     schema: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Filling:
+    """What is put beside the rows of a file.
+
+    `columns` says how a row is read, and `settings` has all that an answer depends on beside its row. `answer` gives
+    one record a row, the tokens they took, and whether another attempt may use them again; `names` are the columns of
+    these records in the output. A record whose first column is null is left out of the output with its row. `note` is
+    told of every such table in turn, also of those that an earlier attempt left; `last` is called before the output
+    takes its place, and may refuse it.
+    """
+
+    columns: TaskConfig
+    settings: Mapping[str, object]
+    names: tuple[str, ...]
+    answer: Callable[[Sequence[Row]], tuple[Any, float, bool]]
+    note: Callable[[Any], None] = lambda table: None
+    last: Callable[[], None] = lambda: None
+
+
 def answer_source(classifier: TextClassifier, source: str) -> Iterator[tuple[Row, Prediction]]:
     """Answer the rows of a file, folder or hub data set one after the other; their ids are their places."""
     table, empty = open_table(source, Path()), True
     with track("predict", None, "rows") as advance:
-        for _, rows in _slices(table, classifier.classifier.task, ROWS_SHOWN_AT_ONCE):
+        for _, rows in slices(table, columns_of(classifier.classifier.task), ROWS_SHOWN_AT_ONCE):
             empty = False
             answers = _ask(classifier, rows)
             advance(len(rows), sum(answer.tokens for answer in answers), "")
@@ -95,35 +115,69 @@ def answer_file(classifier: TextClassifier, source: str, output: Path, overwrite
     """
     check_output(source, output, overwrite)
     settings, task = _settings(classifier), classifier.classifier.task
-    parts = output.with_name(f".{output.name}.parts")
-    seen = _look(open_table(source, Path()), task, settings, parts, output.suffix.lower() == ".parquet")
-    names = _answer_names(seen, task)
+    seen = look(source, columns_of(task), settings, output)
+
+    def answer(rows: Sequence[Row]) -> tuple[Any, float, bool]:
+        answers = _ask(classifier, rows)
+        return answer_table(answers, task), sum(answer.tokens for answer in answers), True
+
+    filling = Filling(columns_of(task), settings, _answer_names(seen, task), answer)
+    with opened(output):
+        fill(filling, source, output, seen, overwrite, "predict")
+    return seen.rows
+
+
+@contextmanager
+def opened(output: Path) -> Iterator[None]:
+    """Hold the hidden folder beside an output, where what is finished waits; nobody else works on it meanwhile."""
+    parts = _parts(output)
+    with store.open_run(parts):
+        yield
+    if not any(parts.iterdir()):
+        parts.rmdir()
+
+
+def fill(filling: Filling, source: str, output: Path, seen: Seen, overwrite: bool, title: str) -> None:
+    """Write the rows of `source` with what is put beside them to `output`, whose folder is `opened`."""
+    parts = _parts(output)
     changed = RequestError(f"{seen.name}: changed while it was answered; run the same command again")
-    with store.open_run(parts), track("predict", seen.rows - seen.answered, "rows", _is_long(seen)) as advance:
+    with track(title, seen.rows - seen.answered, "rows", _is_long(seen)) as advance:
 
         def answered() -> Iterator[tuple[list[Record], Any]]:
             count = 0
-            for number, (records, rows) in enumerate(_slices(open_table(source, Path()), task, ROWS_PER_SLICE)):
-                part, stamp = _part(parts, number), _stamp(settings, rows)
+            for number, (records, rows) in enumerate(slices(open_table(source, Path()), filling.columns)):
+                part, stamp = _part(parts, number), _stamp(filling.settings, rows)
                 count += len(rows)
                 if count > seen.rows or not set(seen.columns).issuperset(name for one in records for name in one):
                     raise changed
                 if store.table_stamp(part) != stamp:
-                    answers = _ask(classifier, rows)
-                    store.write_table(part, answer_table(answers, task), stamp)
-                    advance(len(rows), sum(answer.tokens for answer in answers), "")
-                yield records, store.read_table(part)
+                    table, tokens, stands = filling.answer(rows)
+                    store.write_table(part, table, stamp if stands else f"{stamp} to be asked again")
+                    advance(len(rows), tokens, "")
+                table = store.read_table(part)
+                filling.note(table)
+                yield _without_null(records, table)
             if count < seen.rows:
                 raise changed
 
         whole = parts / "whole"
-        store.write_file(whole, lambda file: _write(file, output.suffix.lower(), answered(), seen, names))
+        store.write_file(whole, lambda file: _write(file, output.suffix.lower(), answered(), seen, filling.names))
+        filling.last()
         check_output(source, output, overwrite)
         whole.replace(output)
         _clear(parts)
-    if not any(parts.iterdir()):
-        parts.rmdir()
-    return seen.rows
+
+
+def _parts(output: Path) -> Path:
+    return output.with_name(f".{output.name}.parts")
+
+
+def _without_null(records: list[Record], table: Any) -> tuple[list[Record], Any]:
+    """Leave out records whose first column is null."""
+    kept = table.column(0).is_valid()
+    if table.column(0).null_count == 0:
+        return records, table
+    return [record for record, keep in zip(records, kept.to_pylist(), strict=True) if keep], table.filter(kept)
 
 
 def _settings(classifier: TextClassifier) -> dict[str, object]:
@@ -162,8 +216,10 @@ def answer_table(answers: Sequence[Prediction], task: Task) -> Any:
     )
 
 
-def _slices(table: Table, task: Task, size: int) -> Iterator[Slice]:
-    pairs = rows_to_predict(table, columns_of(task))
+def slices(table: Table, columns: TaskConfig, size: int | None = None) -> Iterator[Slice]:
+    """Cut a table's records, with the rows they make, into slices of `size` or fewer, None for ROWS_PER_SLICE."""
+    pairs = rows_to_predict(table, columns)
+    size = size or ROWS_PER_SLICE
     records: list[Record] = []
     rows: list[Row] = []
     characters = 0
@@ -190,8 +246,9 @@ def _ask(classifier: TextClassifier, rows: Sequence[Row]) -> list[Prediction]:
         return [*_ask(classifier, rows[:half]), *_ask(classifier, rows[half:])]
 
 
-def _look(table: Table, task: Task, settings: Mapping[str, object], parts: Path, as_parquet: bool) -> Seen:
+def look(source: str, row_columns: TaskConfig, settings: Mapping[str, object], output: Path) -> Seen:
     """Read all rows once. Raises RequestError for a row that cannot be asked or whose columns Parquet cannot hold."""
+    table, parts, as_parquet = open_table(source, Path()), _parts(output), output.suffix.lower() == ".parquet"
     count = answered = 0
     columns = dict.fromkeys(table.schema.names if table.schema else ())
     schema = table.schema.remove_metadata() if table.schema else None
@@ -200,7 +257,7 @@ def _look(table: Table, task: Task, settings: Mapping[str, object], parts: Path,
         raise RequestError(f"{table.name}: column '{lossy[0]}' holds times in nanoseconds; save it in microseconds")
     began = parts.exists()
     with track("read", None, "rows") as advance:
-        for number, (records, rows) in enumerate(_slices(table, task, ROWS_PER_SLICE)):
+        for number, (records, rows) in enumerate(slices(table, row_columns)):
             count += len(rows)
             if began and store.table_stamp(_part(parts, number)) == _stamp(settings, rows):
                 answered += len(rows)
@@ -297,10 +354,10 @@ def _write(
 
 
 def _joined(records: Iterable[Record], answers: Any, names: Sequence[str]) -> Iterator[tuple[Record, dict[str, Any]]]:
+    maps = [name for name, field in zip(names, answers.schema, strict=True) if pa.types.is_map(field.type)]
     for record, answer in zip(records, answers.rename_columns(names).to_pylist(), strict=True):
         # A map comes as pairs, a struct as a dict.
-        probabilities = names[answers.column_names.index("probabilities")]
-        yield record, {**answer, probabilities: dict(answer[probabilities])}
+        yield record, {**answer, **{name: dict(answer[name]) for name in maps}}
 
 
 def _write_parquet(
