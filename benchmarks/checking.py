@@ -29,6 +29,8 @@ SETTINGS = (
     "classifier.arms=[{name: reason_then_label, arm: reason_then_label,"
     " train: {learning_rate: 1e-2, weight_decay: 1.0}}]",
     "reasonings.candidates=4",
+    "reasonings.max_tries=3",
+    "reasonings.support=always",
     "reasonings.sampling.temperature=0.7",
     "evaluate.modes=[reason]",
     "evaluate.budget.tokens_per_row=null",
@@ -100,9 +102,8 @@ def table(output: Path, seeds: list[int]) -> None:
             cells.append(f"{np.mean(each):.1f} ({', '.join(f'{one:.1f}' for one in each)})")
         for kind in KINDS:
             folders = [output / str(seed) / f"{name}-{kind}" / "reasonings" for seed in seeds]
-            cells.append(
-                f"{100 * np.mean([right(one, output / str(seed)) for one, seed in zip(folders, seeds, strict=True)]):.1f}%"
-            )
+            each = [right(one, output / str(seed)) for one, seed in zip(folders, seeds, strict=True)]
+            cells.append(f"{100 * np.mean(each):.1f}%")
         told = [reasonings.summary(one) for one in folders]
         cells.append(", ".join(f"{one['rows'] - one['rows_without']} of {one['rows']}" for one in told))
         print(" | ".join([name, *cells]))

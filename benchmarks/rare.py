@@ -28,6 +28,8 @@ SETTINGS = (
     "classifier.arms=[label_only, {name: reason_then_label, arm: reason_then_label,"
     " train: {learning_rate: 1e-2, weight_decay: 1.0}}]",
     "reasonings.candidates=4",
+    "reasonings.max_tries=3",
+    "reasonings.support=always",
     "reasonings.sampling.temperature=0.7",
     "evaluate.modes=[label, reason]",
     "evaluate.budget.tokens_per_row=null",
