@@ -96,7 +96,7 @@ def test_configs_on_pages_are_configs() -> None:
     assert len(shown) >= 3
     for page, block in shown:
         # A page may show the part of a config that it is about.
-        around = {"task": "{name: t, instruction: Which?}", "data": "{train: t.csv}", "base": "scratch"}
+        around = {"task": "{name: t, instruction: Which one}", "data": "{train: t.csv}", "base": "scratch"}
         lacking = [
             f"{key}: {value}\n" for key, value in around.items() if not re.search(rf"^{key}:", block, re.MULTILINE)
         ]
