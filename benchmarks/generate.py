@@ -8,6 +8,7 @@ at several batch sizes and `generate_batch`, on the same model, in float32, with
 sorted by length: the fastest counts. `agree` is true where 95% of the greedy texts are the same and the others part at
 a tie, two tokens whose probabilities, by transformers' own forward, are within 1e-3 of each other; of sampled texts
 the mean lengths have to be within three standard errors.
+With --processor all times are the processor's, which other work on the machine moves less; set OMP_NUM_THREADS=1.
 The last line is one JSON object. Without --quick the results are written to benchmarks/results/generate.json.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +37,8 @@ from saywhy.teachers import Question, paragraph
 
 WORKLOADS = ("reasoner", "reasoner-sampled")
 SAMPLING = {
-    "reasoner": Sampling(temperature=0.0, top_p=1.0, max_tokens=128),
-    "reasoner-sampled": Sampling(temperature=0.8, top_p=0.95, max_tokens=128),
+    "reasoner": Sampling(temperature=0.0, top_p=1.0, max_tokens=256),
+    "reasoner-sampled": Sampling(temperature=0.8, top_p=0.95, max_tokens=256),
 }
 # Rows: quick, and in full.
 ROWS = (64, 512)
@@ -51,29 +53,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one peer, few rows, two timed calls")
     parser.add_argument("--only", choices=WORKLOADS)
+    parser.add_argument("--processor", action="store_true", help="count processor time")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every system in a full run")
     parser.add_argument("--system", help=argparse.SUPPRESS)
     parser.add_argument("--on", nargs=3, metavar=("FOLDER", "ROWS", "REPEAT"), help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.system:
+        clock = time.process_time if given.processor else time.perf_counter
         folder, rows, repeat = Path(given.on[0]), int(given.on[1]), int(given.on[2])
-        print(json.dumps(system(given.system, given.size, folder, given.only, rows, repeat)))
+        print(json.dumps(system(given.system, given.size, folder, given.only, rows, repeat, clock)))
         return
-    found = {name: measure(name, given.quick, given.rounds) for name in ([given.only] if given.only else WORKLOADS)}
+    names = [given.only] if given.only else WORKLOADS
+    found = {name: measure(name, given.quick, given.rounds, given.processor) for name in names}
     if not given.quick:
-        file = bench.RESULTS / "generate.json"
+        file = bench.RESULTS / ("generate-processor.json" if given.processor else "generate.json")
         known = store.read_json(file)["workloads"] if file.exists() else {}
         store.write_json(file, {**bench.machine(), "workloads": {**known, **found}})
     print(json.dumps({name: {key: value for key, value in one.items() if key != "all"} for name, one in found.items()}))
 
 
-def measure(name: str, quick: bool, rounds: int) -> dict[str, Any]:
+def measure(name: str, quick: bool, rounds: int, processor: bool) -> dict[str, Any]:
     """Time saywhy and the peers on one workload, turn by turn."""
     folder = bench.trained(bench.workload(REASONER))
     rows = ROWS[0 if quick else 1]
     peers = [BEST] if quick else [*(("generate", size) for size in SIZES), ("generate_batch", 0)]
-    on = ("--only", name, "--on", str(folder), str(rows), "2" if quick else "1")
+    on = ("--only", name, "--on", str(folder), str(rows), "2" if quick else "1", *(["--processor"] * processor))
     seconds, last = bench.turns(__file__, [("saywhy", 0), *peers], 1 if quick else rounds, *on)
     rate = {key: rows / bench.median(times) for key, times in seconds.items()}
     best = max(peers, key=lambda peer: rate[peer])
@@ -106,11 +111,13 @@ def prompts(encoder: Encoder, asked: Sequence[Question]) -> list[list[int]]:
     return [[*prompt_ids(encoder, one.pieces)[0], *cue] for one in asked]
 
 
-def system(who: str, size: int, folder: Path, name: str, rows: int, repeat: int) -> dict[str, Any]:
+def system(
+    who: str, size: int, folder: Path, name: str, rows: int, repeat: int, clock: Callable[[], float]
+) -> dict[str, Any]:
     """Let one system write, and give seconds, what it wrote and the most memory it took."""
     asked, sampling = questions(rows), SAMPLING[name]
     if who == "saywhy":
-        return _saywhy(folder, asked, sampling, repeat)
+        return _saywhy(folder, asked, sampling, repeat, clock)
     heads = prompts(load(folder)[1].encoder, asked)
     order = sorted(range(rows), key=lambda at: -len(heads[at]))
     drawn: dict[str, Any] = {}
@@ -120,14 +127,16 @@ def system(who: str, size: int, folder: Path, name: str, rows: int, repeat: int)
     how = bench.ending(folder, sampling.max_tokens, **drawn)
     call = make(folder, [heads[at] for at in order], how, *([size] if size else []))
     torch.manual_seed(0)
-    seconds, found = bench.timed(lambda: call(rows), lambda: call(min(8, rows)), repeat)
+    seconds, found = bench.timed(lambda: call(rows), lambda: call(min(8, rows)), repeat, clock)
     ids = dict(zip(order, found, strict=True))
     return {"seconds": seconds, "ids": [ids[at] for at in range(rows)], "peak": bench.peak_memory()}
 
 
-def _saywhy(folder: Path, asked: list[Question], sampling: Sampling, repeat: int) -> dict[str, Any]:
+def _saywhy(
+    folder: Path, asked: list[Question], sampling: Sampling, repeat: int, clock: Callable[[], float]
+) -> dict[str, Any]:
     teach = reasoner.teacher(folder, sampling, 0, BUDGET)
-    seconds, found = bench.timed(lambda: dict(teach(asked)), lambda: dict(teach(asked[:8])), repeat)
+    seconds, found = bench.timed(lambda: dict(teach(asked)), lambda: dict(teach(asked[:8])), repeat, clock)
     peak = bench.peak_memory()
     body, head = bench.parameters()
     written = sum(draft.tokens + (not draft.cut) for draft in found.values())
