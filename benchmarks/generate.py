@@ -19,7 +19,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,13 +29,14 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import bench
-from saywhy import reasoner, store
+from saywhy import journal, reasoner, store
 from saywhy.config import Sampling
 from saywhy.lm.encode import Encoder, decode, part_ids, prompt_ids, text_ids
 from saywhy.lm.folder import load
 from saywhy.prompts import REASONER, Part, described, reasoner_pieces, reasoner_question
+from saywhy.reasonings.asking import ask
 from saywhy.records import REASONING_CUE
-from saywhy.teachers import Question, paragraph
+from saywhy.teachers import Draft, Question, Writer, paragraph
 
 WORKLOADS = ("reasoner", "reasoner-sampled")
 SAMPLING = {
@@ -41,8 +44,8 @@ SAMPLING = {
     "reasoner-sampled": Sampling(temperature=0.8, top_p=0.95, max_tokens=256),
 }
 # Rows: quick, and in full.
-ROWS = (64, 512)
-SIZES = (16, 32, 64, 128)
+ROWS = (64, 256)
+SIZES = (32, 64, 128)
 # What won the last full run, for a quick one.
 BEST = ("generate", 64)
 BUDGET = 16384
@@ -135,17 +138,24 @@ def system(
 def _saywhy(
     folder: Path, asked: list[Question], sampling: Sampling, repeat: int, clock: Callable[[], float]
 ) -> dict[str, Any]:
+    """Ask through a journal, in the groups that stage 2 asks in."""
     teach = reasoner.teacher(folder, sampling, 0, BUDGET)
-    seconds, found = bench.timed(lambda: dict(teach(asked)), lambda: dict(teach(asked[:8])), repeat, clock)
+    turn = count()
+    with TemporaryDirectory() as kept, journal.opened(Path(kept) / journal.FILE) as book:
+
+        def call(questions: list[Question]) -> list[Draft]:
+            # What was answered once is not asked again, so every turn is another teacher.
+            return ask(book, Writer(REASONER, {"turn": next(turn)}, lambda: teach), questions)
+
+        seconds, found = bench.timed(lambda: call(asked), lambda: call(asked[:8]), repeat, clock)
     peak = bench.peak_memory()
     body, head = bench.parameters()
-    written = sum(draft.tokens + (not draft.cut) for draft in found.values())
+    written = sum(draft.tokens + (not draft.cut) for draft in found)
     heads = prompts(load(folder)[1].encoder, asked)
     read = sum(map(len, heads)) - (len(heads) - 1) * _shared(heads)
-    texts = [found[at].reasoning for at in range(len(asked))]
     return {
         "seconds": seconds,
-        "texts": texts,
+        "texts": [draft.reasoning for draft in found],
         "peak": peak,
         "flops": 2.0 * ((written + read) * body + written * head),
         "matmul_rate": bench.matmul_rate(),
