@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig, LlamaConfig
 
 from saywhy import classifier, reasoner, store
 from saywhy.config import Arm, Train
@@ -212,13 +212,18 @@ def ending(folder: Path, longest: int, **sampling: Any) -> GenerationConfig:
 
 
 def generate_batch(
-    folder: Path, prompts: Sequence[list[int]], how: GenerationConfig
+    folder: Path, prompts: Sequence[list[int]], how: GenerationConfig, size: int = 0
 ) -> Callable[[int], list[list[int]]]:
-    """Let transformers' continuous batching write behind the first so many prompts."""
+    """Let transformers' continuous batching write behind the first so many prompts.
+
+    `size` rows of 128 tokens have room in its cache; 0 leaves that to it, which takes most of the free memory.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    held = ContinuousBatchingConfig(page_size=32, num_blocks=4 * size, max_batch_tokens=8 * size) if size else None
 
     def call(count: int) -> list[list[int]]:
-        found = model.generate_batch(list(prompts[:count]), generation_config=how, progress_bar=False)
+        some = list(prompts[:count])
+        found = model.generate_batch(some, how, continuous_batching_config=held, progress_bar=False)
         written = sorted(found.items(), key=lambda item: int(item[0].rpartition("_")[2]))
         return [one.generated_tokens for _, one in written]
 

@@ -44,8 +44,8 @@ SAMPLING = {
     "reasoner-sampled": Sampling(temperature=0.8, top_p=0.95, max_tokens=256),
 }
 # Rows: quick, and in full.
-ROWS = (64, 256)
-SIZES = (32, 64, 128)
+ROWS = (64, 128)
+PEERS = [("generate", 32), ("generate", 64), ("generate", 128), ("generate_batch", 32), ("generate_batch", 64)]
 # What won the last full run, for a quick one.
 BEST = ("generate", 64)
 BUDGET = 16384
@@ -80,7 +80,7 @@ def measure(name: str, quick: bool, rounds: int, processor: bool) -> dict[str, A
     """Time saywhy and the peers on one workload, turn by turn."""
     folder = bench.trained(bench.workload(REASONER))
     rows = ROWS[0 if quick else 1]
-    peers = [BEST] if quick else [*(("generate", size) for size in SIZES), ("generate_batch", 0)]
+    peers = [BEST] if quick else PEERS
     on = ("--only", name, "--on", str(folder), str(rows), "2" if quick else "1", *(["--processor"] * processor))
     seconds, last = bench.turns(__file__, [("saywhy", 0), *peers], 1 if quick else rounds, *on)
     rate = {key: rows / bench.median(times) for key, times in seconds.items()}
@@ -128,7 +128,7 @@ def system(
         drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     make = _generate if who == "generate" else bench.generate_batch
     how = bench.ending(folder, sampling.max_tokens, **drawn)
-    call = make(folder, [heads[at] for at in order], how, *([size] if size else []))
+    call = make(folder, [heads[at] for at in order], how, size)
     torch.manual_seed(0)
     seconds, found = bench.timed(lambda: call(rows), lambda: call(min(8, rows)), repeat, clock)
     ids = dict(zip(order, found, strict=True))

@@ -232,7 +232,7 @@ def _draw(logits: Tensor, forbidden: Tensor, sampling: Sampling, spots: Sequence
 
 
 def _among(chance: Tensor, count: int, top_p: float, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw among the `count` likeliest tokens of `chance` (b, v), and tell where that is what all would have given."""
+    """Draw among the `count` likeliest tokens of `chance` (b, v), and tell where that is surely what all would give."""
     if count == chance.shape[1]:
         likely, order = chance.sort(dim=-1, descending=True, stable=True)
     else:
@@ -248,4 +248,4 @@ def _among(chance: Tensor, count: int, top_p: float, drawn: Tensor) -> tuple[Ten
     pick = (total <= (drawn * total[:, -1].double())[:, None].to(total.dtype)).sum(-1, keepdim=True)
     # A draw next to 1 is rounded up to 1, where only tokens without any probability are left.
     last = (kept > 0).sum(-1, keepdim=True) - 1
-    return order.gather(1, torch.minimum(pick, last))[:, 0], certain | (count == chance.shape[1])
+    return order.gather(1, torch.minimum(pick, last))[:, 0], certain
