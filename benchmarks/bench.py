@@ -16,15 +16,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig, LlamaConfig
 
-from saywhy import classifier, store
+from saywhy import classifier, reasoner, store
 from saywhy.config import Arm, Train
-from saywhy.records import Row, Task
+from saywhy.prompts import REASONER
+from saywhy.records import Row, Task, WorkedCase
 
 CACHE = Path(__file__).parent / ".cache"
 RESULTS = Path(__file__).parent / "results"
@@ -79,6 +81,9 @@ def workload(name: str) -> Workload:
         return Workload(name, task, _rows(data / "emotion" / "train.jsonl"), test, {}, "label_only", "label", 120, 32)
     why = data / "emotion-why" / "train.jsonl"
     kept = {f"{at}": (record["reasoning"],) for at, record in enumerate(_records(why))}
+    if name == REASONER:
+        asked = _rows(data / "emotion" / "train.jsonl")
+        return Workload(name, task, _rows(why), asked, kept, REASONER, "write", 80, 32)
     return Workload(name, task, _rows(why), test, kept, "reason_then_label", "reason", 80, 32)
 
 
@@ -127,25 +132,35 @@ def trained(given: Workload) -> Path:
             "layout": "tree",
         }
     )
-    arm = Arm(name=given.arm, arm=given.arm, train=settings)  # type: ignore[arg-type]
     stamp = store.hash_of([SHAPE, given.name, given.task, settings.model_dump(), len(given.train)])[:12]
     folder = CACHE / f"{given.name}-{stamp}"
     if not (folder / "train.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
+        if given.arm == REASONER:
+            cases = [WorkedCase(row.text, row.label or "", given.reasonings[row.id][0]) for row in given.train]
+            course = reasoner.course(str(base()), settings, 0, False)
+            reasoner.train(folder, course, reasoner.lessons(given.task, cases, True))
+            return folder
+        arm = Arm(name=given.arm, arm=given.arm, train=settings)  # type: ignore[arg-type]
         plan = classifier.course(given.task, given.arm, str(base()), settings, given.train, 0, "cut", False)
         taught = classifier.lessons(given.arm, given.train, given.reasonings)
         classifier.train(folder, given.task, arm, plan, taught, (), "accuracy")
     return folder
 
 
-def timed(call: Callable[[], Any], warm: Callable[[], Any], repeat: int) -> tuple[list[float], Any]:
+def timed(
+    call: Callable[[], Any],
+    warm: Callable[[], Any],
+    repeat: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[list[float], Any]:
     """Call something a few times after a warm-up: the seconds of each call, and what the last one gave."""
     warm()
     seconds, found = [], None
     for _ in range(repeat):
-        began = time.perf_counter()
+        began = clock()
         found = call()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock() - began)
     return seconds, found
 
 
@@ -161,6 +176,58 @@ def child(script: str, *arguments: str) -> dict[str, Any]:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
+
+
+def turns(
+    script: str, systems: Sequence[tuple[str, int]], rounds: int, *arguments: str
+) -> tuple[dict[tuple[str, int], list[float]], dict[tuple[str, int], dict[str, Any]]]:
+    """Run systems, each a name and a batch size, turn by turn: the seconds of each, and what its last turn gave."""
+    seconds: dict[tuple[str, int], list[float]] = {one: [] for one in systems}
+    last: dict[tuple[str, int], dict[str, Any]] = {}
+    for _ in range(rounds):
+        for who, size in systems:
+            last[who, size] = child(script, *arguments, "--system", who, "--size", str(size))
+            seconds[who, size] += last[who, size]["seconds"]
+    return seconds, last
+
+
+def named(who: str, size: int) -> str:
+    """Name a peer with its batch size, where it has one."""
+    return f"transformers {who}" + (f", batch size {size}" if size else "")
+
+
+@cache
+def tokenizer(folder: Path) -> Any:
+    """Load a folder's tokenizer as the peers need it."""
+    loaded = AutoTokenizer.from_pretrained(folder)
+    loaded.padding_side = "left"
+    return loaded
+
+
+def ending(folder: Path, longest: int, **sampling: Any) -> GenerationConfig:
+    """Say how a peer writes: greedily unless told, up to so many tokens."""
+    own = tokenizer(folder)
+    ends = {"eos_token_id": own.eos_token_id, "pad_token_id": own.pad_token_id or own.eos_token_id}
+    return GenerationConfig(max_new_tokens=longest, **{"do_sample": False, **sampling}, **ends)
+
+
+def generate_batch(
+    folder: Path, prompts: Sequence[list[int]], how: GenerationConfig, size: int = 0
+) -> Callable[[int], list[list[int]]]:
+    """Let transformers' continuous batching write behind the first so many prompts.
+
+    `size` rows of 128 tokens have room in its cache; 0 leaves that to it, which takes most of the free memory.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    held = ContinuousBatchingConfig(page_size=32, num_blocks=4 * size, max_batch_tokens=8 * size) if size else None
+
+    def call(count: int) -> list[list[int]]:
+        some = list(prompts[:count])
+        found = model.generate_batch(some, how, continuous_batching_config=held, progress_bar=False)
+        written = sorted(found.items(), key=lambda item: int(item[0].rpartition("_")[2]))
+        return [one.generated_tokens for _, one in written]
+
+    return call
 
 
 def matmul_rate(seconds: float = 1.0) -> float:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one peer, few rows, two timed calls")
     parser.add_argument("--only", choices=WORKLOADS)
     parser.add_argument("--rounds", type=int, default=3, help="turns of every system in a full run")
-    parser.add_argument("--system", nargs=4, metavar=("NAME", "FOLDER", "ROWS", "REPEAT"), help=argparse.SUPPRESS)
+    parser.add_argument("--system", help=argparse.SUPPRESS)
+    parser.add_argument("--on", nargs=3, metavar=("FOLDER", "ROWS", "REPEAT"), help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.system:
-        name, folder, rows, repeat = given.system
-        print(json.dumps(system(name, Path(folder), bench.workload(given.only), int(rows), int(repeat), given.size)))
+        folder, rows, repeat = Path(given.on[0]), int(given.on[1]), int(given.on[2])
+        print(json.dumps(system(given.system, folder, bench.workload(given.only), rows, repeat, given.size)))
         return
     found = {name: measure(name, given.quick, given.rounds) for name in ([given.only] if given.only else WORKLOADS)}
     if not given.quick:
@@ -64,13 +64,8 @@ def measure(name: str, quick: bool, rounds: int) -> dict[str, Any]:
     folder = bench.trained(work)
     rows, rounds = ROWS[name][0 if quick else 1], 1 if quick else rounds
     peers = [BEST[name]] if quick else [*(("pipeline", size) for size in SIZES[name]), ("generate_batch", 0)]
-    seconds: dict[tuple[str, int], list[float]] = {}
-    last: dict[tuple[str, int], dict[str, Any]] = {}
-    for _ in range(rounds):
-        for who, size in [("saywhy", 0), *peers]:
-            arguments = ["--system", who, str(folder), str(rows), "2" if quick else "1", "--only", name]
-            last[who, size] = bench.child(__file__, *arguments, "--size", str(size))
-            seconds.setdefault((who, size), []).extend(last[who, size]["seconds"])
+    on = ("--only", name, "--on", str(folder), str(rows), "2" if quick else "1")
+    seconds, last = bench.turns(__file__, [("saywhy", 0), *peers], rounds, *on)
     rate = {key: rows / bench.median(times) for key, times in seconds.items()}
     best = max(peers, key=lambda peer: rate[peer])
     ours, theirs = last["saywhy", 0], last[best]
@@ -78,7 +73,7 @@ def measure(name: str, quick: bool, rounds: int) -> dict[str, Any]:
     return {
         "saywhy": rate["saywhy", 0],
         "best_peer": rate[best],
-        "peer": f"transformers {best[0]}" + (f", batch size {best[1]}" if best[1] else ""),
+        "peer": bench.named(*best),
         "ratio": rate["saywhy", 0] / rate[best],
         "peak_memory_ratio": ours["peak"] / theirs["peak"],
         "matmul_share": ours["flops"] / bench.median(seconds["saywhy", 0]) / ours["matmul_rate"],
@@ -96,7 +91,7 @@ def system(name: str, folder: Path, work: bench.Workload, rows: int, repeat: int
     if name == "saywhy":
         return _saywhy(folder, work, texts, repeat)
     limit = store.read_json(folder / "prompt.json")["limit"] or 0
-    longest = limit + max(len(_tokenizer(folder)(f" {label}").input_ids) for label in work.task.labels) + 8
+    longest = limit + max(len(bench.tokenizer(folder)(f" {label}").input_ids) for label in work.task.labels) + 8
     heads = [_prompt(folder, text, work.mode) for text in texts]
     order = sorted(range(rows), key=lambda at: -len(heads[at][0]))
     call = (_pipeline if name == "pipeline" else _generate_batch)(folder, [heads[at] for at in order], longest, size)
@@ -125,27 +120,18 @@ def _saywhy(folder: Path, work: bench.Workload, texts: list[str], repeat: int) -
     }
 
 
-@cache
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-
 def _prompt(folder: Path, text: str, mode: str) -> tuple[str, list[int]]:
     """Give what stands before the answer as text; the cue is forced, as saywhy forces it."""
     saved = store.read_json(folder / "prompt.json")
     prompt = f"{saved['before']}{text}{saved['after']}{REASONING_CUE if mode == 'reason' else LABEL_CUE}"
-    return prompt, _tokenizer(folder)(prompt, add_special_tokens=False).input_ids
+    return prompt, bench.tokenizer(folder)(prompt, add_special_tokens=False).input_ids
 
 
 def _pipeline(folder: Path, heads: list[tuple[str, list[int]]], longest: int, size: int) -> Any:
     from transformers import AutoModelForCausalLM, pipeline
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    asked = pipeline("text-generation", model=model, tokenizer=_tokenizer(folder))
+    asked = pipeline("text-generation", model=model, tokenizer=bench.tokenizer(folder))
 
     def call(count: int) -> list[str]:
         found = asked(
@@ -162,19 +148,8 @@ def _pipeline(folder: Path, heads: list[tuple[str, list[int]]], longest: int, si
 
 
 def _generate_batch(folder: Path, heads: list[tuple[str, list[int]]], longest: int, _size: int) -> Any:
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
-    tokenizer = _tokenizer(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    how = GenerationConfig(max_new_tokens=longest, do_sample=False, **ends)
-
-    def call(count: int) -> list[str]:
-        found = model.generate_batch([ids for _, ids in heads[:count]], generation_config=how, progress_bar=False)
-        texts = sorted(found.items(), key=lambda item: int(item[0].rpartition("_")[2]))
-        return [tokenizer.decode(one.generated_tokens, skip_special_tokens=True) for _, one in texts]
-
-    return call
+    call = bench.generate_batch(folder, [ids for _, ids in heads], bench.ending(folder, longest))
+    return lambda count: bench.tokenizer(folder).batch_decode(call(count), skip_special_tokens=True)
 
 
 def _label(written: str) -> str:

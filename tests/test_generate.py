@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given as each
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import tiny
 from saywhy.config import Sampling as SamplingConfig
 from saywhy.lm import bind, generate
-from saywhy.lm.cache import Reading
+from saywhy.lm.cache import Reading, open_reading, read_trunk, shared_by
 from saywhy.lm.encode import decode, make_encoder, prompt_ids, render, text_ids
 from saywhy.lm.generate import Asked, Rules, Sampling, Written, draws
 from saywhy.prompts import reasoner_pieces
@@ -111,6 +113,30 @@ def test_rows_that_leave_the_batch_change_nothing(name: str, leave_at: float, mo
     assert set(sizes) == {8} if leave_at == 2.0 else min(sizes) < 8
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_a_batch_that_outgrows_its_budget_goes_on_in_halves(
+    name: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = tiny.model(name), prompts(4, 9)
+    wanted = texts(write(model, asked, sampling))
+    held: list[tuple[int, int]] = []
+    step = Reading.step
+    monkeypatch.setattr(Reading, "step", lambda self, ids: held.append((len(ids), self.held)) or step(self, ids))
+    monkeypatch.setattr(generate, "EXPECTED", 0.0)
+    for budget in (60, 120):
+        assert texts(write(model, asked, sampling, budget)) == wanted
+        assert all(rows == 1 or tokens <= budget for rows, tokens in held)
+    # Without an end every row takes all its steps, once.
+    held.clear()
+    reading = open_reading(model, read_trunk(model, shared_by([one.ids for one in asked])), [one.ids for one in asked])
+    gone: list[int] = []
+    rules = Rules(NOTHING, NOTHING, sampling)
+    generate.write(reading, [one.draws for one in asked], rules, lambda rows: gone.extend(rows.rows), 60)
+    assert sorted(gone) == list(range(9))
+    assert len(held) > LIMIT and sum(rows for rows, _ in held) == 9 * (LIMIT - 1)
+
+
 def test_unequal_limits_are_each_kept() -> None:
     model = tiny.model("llama")
     asked = [replace(one, draws=one.draws[:n]) for one, n in zip(prompts(2), (0, 1, 2, 5, 9, 3, 10), strict=True)]
@@ -193,6 +219,45 @@ def test_sampling_follows_the_distribution(temperature: float, top_p: float) -> 
     else:
         assert chisquare([counts[t] for t in kept], n * expected / expected.sum()).pvalue > 1e-3
     assert (len(kept) == 1) == (top_p == 1e-9) and (len(kept) == 12) == (top_p == 1.0)
+
+
+@each(
+    seed=st.integers(0, 2**31),
+    vocabulary=st.integers(1, 40),
+    levels=st.sampled_from([2, 5, 1000]),
+    temperature=st.sampled_from([0.3, 1.0, 3.0]),
+    top_p=st.sampled_from([1e-9, 0.3, 0.5, 0.9, 0.95, 1.0]),
+    few=st.sampled_from([(1,), (4,), (2, 8), (3, 5, 20)]),
+)
+def test_a_few_likely_tokens_give_the_draw_that_all_give(
+    seed: int, vocabulary: int, levels: int, temperature: float, top_p: float, few: tuple[int, ...]
+) -> None:
+    draw = np.random.default_rng(seed)
+    # Few levels make many tokens equally likely.
+    logits = torch.from_numpy(draw.integers(0, levels, (6, vocabulary)) * (8.0 / levels)).float()
+    none = torch.tensor([], dtype=torch.long)
+    spots = [0.0, np.nextafter(1.0, 0.0), *draw.random(4)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "FEW", ())
+        wanted = generate._draw(logits.clone(), none, Sampling(temperature, top_p), spots)
+        patch.setattr(generate, "FEW", few)
+        found = generate._draw(logits.clone(), none, Sampling(temperature, top_p), spots)
+    assert found.tolist() == wanted.tolist()
+
+
+def test_few_tokens_are_sorted_where_they_hold_the_mass(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[tuple[int, int]] = []
+    among = generate._among
+    monkeypatch.setattr(
+        generate,
+        "_among",
+        lambda chance, count, *rest: counts.append((len(chance), count)) or among(chance, count, *rest),
+    )
+    monkeypatch.setattr(generate, "FEW", (3,))
+    logits = torch.zeros((2, 50))
+    logits[0, 7] = 20.0
+    generate._draw(logits, torch.tensor([], dtype=torch.long), Sampling(1.0, 0.9), [0.5, 0.5])
+    assert counts == [(2, 3), (1, 50)], "only the row that needs it is sorted whole"
 
 
 def teacher_model() -> Any:

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from saywhy.lm.forward import read_paths
+from saywhy.lm.products import quick_products
 
 VOCABULARY = 400
 WINDOW = 6
@@ -115,6 +116,7 @@ def model(name: str, dtype: torch.dtype = torch.float32, attention: str | None =
     made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **chosen).to(dtype)
     made.config.use_cache = False
     read_paths(made)
+    quick_products(made)
     return made.eval()
 
 

@@ -184,6 +184,11 @@ class Reading:
         self.hidden = self._append(ids[:, None], self.ends, np.ones((len(ids), 1), dtype=bool))[:, 0]
         self.ends, self.spent = self.ends + 1, self.spent + 1
 
+    @property
+    def held(self) -> int:
+        """How many tokens are kept for the rows, with their padding and without a trunk that stands once."""
+        return len(self.valid) * (self.valid.shape[1] - self.apart)
+
     def look(self, ids: Ints, offset: Ints, chain: NDArray[np.bool_]) -> Tensor:
         """Read tokens that branch behind the rows and are forgotten with the next `read` or `step`.
 
@@ -330,6 +335,10 @@ class Alone:
     @property
     def ends(self) -> Ints:
         return np.array([len(path) for path in self.paths])
+
+    @property
+    def held(self) -> int:
+        return sum(map(len, self.paths))
 
     @torch.inference_mode()
     def _onward(self, row: int, ids: Ints) -> Tensor:

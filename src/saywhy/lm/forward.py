@@ -136,23 +136,23 @@ def _behind_trunk(
     """Attention over a trunk that stands once, `keys`, `values` (g, s, d), and over each row's own `key`, `value`.
 
     `query` (b, h, n, d), `key`, `value` (b, g, m, d), `seen` (b, 1, n, m): (b, n, h, d); values may be of another
-    size than keys. Each group of heads has one
-    product of all rows with the trunk, so that no row carries a copy of it.
+    size than keys. Each group of heads has one product of all rows with the trunk, so that no row carries a copy of it;
+    rows come before groups elsewhere, as they do in the cache, which is read where it lies.
     """
-    rows, heads, n, d = query.shape
+    rows, _, n, d = query.shape
     groups, shared = len(keys), keys.shape[1]
-    scaled = (query * (d**-0.5 if scale is None else scale)).unflatten(1, (groups, heads // groups))
-    # (g, b, heads of a group, n, d)
-    asked = scaled.transpose(0, 1).contiguous()
-    own = key.transpose(0, 1)
-    near = asked.flatten(2, 3) @ own.transpose(2, 3)
+    # (b * g, heads of a group * n, d)
+    asked = (query * (d**-0.5 if scale is None else scale)).reshape(rows * groups, -1, d)
+    near = (asked @ key.flatten(0, 1).transpose(1, 2)).unflatten(0, (rows, groups))
     if seen is not None:
-        near.unflatten(2, (-1, n)).masked_fill_(~seen[None], -torch.inf)
-    far = asked.flatten(1, 3) @ keys.transpose(1, 2)
-    weights = torch.softmax(torch.cat([far, near.flatten(1, 2)], -1), -1)
-    found = (weights[:, :, :shared] @ values).unflatten(1, (rows, -1))
-    found = found + weights[:, :, shared:].unflatten(1, (rows, -1)) @ value.transpose(0, 1)
-    return found.unflatten(2, (-1, n)).permute(1, 3, 0, 2, 4).flatten(2, 3)
+        near.unflatten(2, (-1, n)).masked_fill_(~seen[:, :, None], -torch.inf)
+    together = asked.unflatten(0, (rows, groups)).transpose(0, 1).flatten(1, 2)
+    far = (together @ keys.transpose(1, 2)).unflatten(1, (rows, -1)).transpose(0, 1)
+    weights = torch.softmax(torch.cat([far, near], -1), -1)
+    found = (weights[..., shared:].flatten(0, 1) @ value.flatten(0, 1)).unflatten(0, (rows, groups))
+    of_trunk = weights[..., :shared].transpose(0, 1).flatten(1, 2) @ values
+    found = found + of_trunk.unflatten(1, (rows, -1)).transpose(0, 1)
+    return found.unflatten(2, (-1, n)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 def _along(part: Tensor, paths: Tensor) -> Tensor:

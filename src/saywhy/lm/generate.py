@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,18 @@ import torch
 from torch import Tensor
 
 from saywhy.lm.cache import Alone, Reading, Trunk, batches, open_reading, read_trunk, shared_by
-from saywhy.lm.forward import head
+from saywhy.lm.forward import head, reads_trunk
 from saywhy.trees import Floats, Ints
 
 # A batch is made smaller when this share of its rows has finished.
 LEAVE_AT = 0.25
+# Most texts end long before their limit: a batch is made for this share of it, and halved where that was too little.
+EXPECTED = 0.25
+# How many of the likeliest tokens are sorted at first, and then where these do not hold `top_p` of the probability: to
+# sort a whole vocabulary takes longer than the model itself (LOG.md, 2026-11-21).
+FEW = (256, 4096)
+# Rounding moves a sum of probabilities by less.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -81,15 +89,24 @@ def generate_each(
     ours: their rows are written one by one.
     """
     trunk = read_trunk(model, shared_by([one.ids for one in prompts])) if padded and prompts else None
-    part = 0.0 if trunk is None else len(trunk.ids) / len(prompts)
+    shared = 0 if trunk is None else len(trunk.ids)
+    # What stands once for all takes no room in a batch.
+    apart = shared if reads_trunk(model) else 0
+    lengths = [len(one.ids) - apart + ceil(EXPECTED * len(one.draws)) for one in prompts]
     # Without padding no budget is large enough for two rows.
-    for batch in batches([len(one.ids) + len(one.draws) for one in prompts], budget if padded else 0):
-        yield _written(model, trunk, [prompts[at] for at in batch], batch, rules, part)
+    for batch in batches(lengths, budget if padded else 0):
+        yield _written(model, trunk, [prompts[at] for at in batch], batch, rules, budget, shared / len(prompts))
 
 
 @torch.inference_mode()
 def _written(
-    model: Any, trunk: Trunk | None, prompts: Sequence[Asked], places: Sequence[int], rules: Rules, part: float
+    model: Any,
+    trunk: Trunk | None,
+    prompts: Sequence[Asked],
+    places: Sequence[int],
+    rules: Rules,
+    budget: int,
+    part: float,
 ) -> list[tuple[int, Written]]:
     """Write one batch; `part` is what each prompt has of the trunk's tokens."""
     done: list[tuple[int, Written]] = []
@@ -98,8 +115,9 @@ def _written(
         for row, ids, ended, tokens in zip(rows.rows, rows.ids, rows.ended, rows.reading.spent, strict=True):
             done.append((places[row], Written(ids, ended, part + int(tokens))))
 
-    reading = open_reading(model, trunk, [one.ids for one in prompts])
-    write(reading, [one.draws for one in prompts], rules, leave)
+    draws_of = [one.draws for one in prompts]
+    # The reading has no name here, so that it goes when it is halved.
+    write(open_reading(model, trunk, [one.ids for one in prompts]), draws_of, rules, leave, budget)
     return sorted(done, key=lambda pair: pair[0])
 
 
@@ -117,25 +135,41 @@ class Leaving:
 
 
 @torch.inference_mode()
-def write(reading: Reading | Alone, drawn: Sequence[Floats], rules: Rules, leave: Callable[[Leaving], None]) -> None:
+def write(
+    reading: Reading | Alone,
+    drawn: Sequence[Floats],
+    rules: Rules,
+    leave: Callable[[Leaving], None],
+    budget: int | None = None,
+) -> None:
     """Write a text behind every row of a reading, at most one token for each of its draws.
 
-    Rows that have finished are handed to `leave` together, as soon as they are a quarter of those that are left.
+    Rows that have finished are handed to `leave` together, as soon as they are a quarter of those that are left. Rows
+    that come to hold more than `budget` tokens go on in two halves, one after the other.
     """
     starts = zip(drawn, reading.ends, reading.spent, strict=True)
     texts = [_Text(len(some), int(end), int(spent)) for some, end, spent in starts]
     forbidden = torch.tensor(sorted(rules.forbidden - rules.ends), dtype=torch.long, device=reading.hidden.device)
     rows = list(range(len(drawn)))
+    waiting: list[tuple[Reading | Alone, list[int], list[int]]] = []
     unread: list[int] = []
+
+    def part(places: Sequence[int]) -> tuple[Reading | Alone, list[int], list[int]]:
+        return reading.part(places), [rows[at] for at in places], [unread[at] for at in places] if unread else []
+
     while True:
         done = [at for at, row in enumerate(rows) if texts[row].done]
         if len(done) == len(rows) or len(done) > LEAVE_AT * len(rows):
-            leave(_leaving(reading.part(done), [rows[at] for at in done], texts))
+            gone, left, _ = part(done)
+            leave(_leaving(gone, left, texts))
             staying = [at for at, row in enumerate(rows) if not texts[row].done]
-            if not staying:
+            if not staying and not waiting:
                 return
-            reading, rows = reading.part(staying), [rows[at] for at in staying]
-            unread = [unread[at] for at in staying] if unread else []
+            reading, rows, unread = part(staying) if staying else waiting.pop()
+        if budget is not None and len(rows) > 1 and reading.held > budget:
+            middle = len(rows) // 2
+            waiting.append(part(range(middle, len(rows))))
+            reading, rows, unread = part(range(middle))
         if unread:
             reading.step(np.array(unread, dtype=np.int64))
         spots = [drawn[row][min(len(texts[row].ids), len(drawn[row]) - 1)] if len(drawn[row]) else 0.0 for row in rows]
@@ -185,12 +219,33 @@ def _draw(logits: Tensor, forbidden: Tensor, sampling: Sampling, spots: Sequence
     if sampling.temperature == 0:
         return logits.argmax(-1)
     chance = torch.softmax(logits / sampling.temperature, -1)
-    likely, order = chance.sort(dim=-1, descending=True, stable=True)
-    total = likely.cumsum(-1)
-    likely = likely.masked_fill(total - likely >= sampling.top_p, 0.0)
-    total = likely.cumsum(-1)
     drawn = torch.tensor(spots, dtype=torch.float64, device=logits.device)
+    token = torch.empty(len(chance), dtype=torch.long, device=logits.device)
+    left = torch.arange(len(chance), device=logits.device)
+    for count in (*(few for few in FEW if few < chance.shape[1]), chance.shape[1]):
+        found, certain = _among(chance[left], count, sampling.top_p, drawn[left])
+        token[left] = found
+        left = left[~certain]
+        if not len(left):
+            break
+    return token
+
+
+def _among(chance: Tensor, count: int, top_p: float, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw among the `count` likeliest tokens of `chance` (b, v), and tell where that is surely what all would give."""
+    if count == chance.shape[1]:
+        likely, order = chance.sort(dim=-1, descending=True, stable=True)
+    else:
+        # Of equals the first in the vocabulary comes first here too.
+        some = chance.topk(count, sorted=False).indices.sort(dim=-1).values
+        likely, place = chance.gather(1, some).sort(dim=-1, descending=True, stable=True)
+        order = some.gather(1, place)
+    total = likely.cumsum(-1)
+    kept = likely.masked_fill(total - likely >= top_p, 0.0)
+    # Nothing that was left out belongs to the set, nor is as likely as anything that does.
+    certain = (total[:, -1] >= top_p + ROUNDING) & ~((kept > 0) & (likely == likely[:, -1:])).any(-1)
+    total = kept.cumsum(-1)
     pick = (total <= (drawn * total[:, -1].double())[:, None].to(total.dtype)).sum(-1, keepdim=True)
     # A draw next to 1 is rounded up to 1, where only tokens without any probability are left.
-    last = (likely > 0).sum(-1, keepdim=True) - 1
-    return order.gather(1, torch.minimum(pick, last))[:, 0]
+    last = (kept > 0).sum(-1, keepdim=True) - 1
+    return order.gather(1, torch.minimum(pick, last))[:, 0], certain

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from saywhy.config import Scratch
 from saywhy.lm.forward import PATHS, read_paths
+from saywhy.lm.products import quick_products
 from saywhy.records import LABEL_CUE, REASONING_CUE, RequestError
 from saywhy.store import sha256_folder
 
@@ -39,6 +40,7 @@ def model_of(base: str | Path, trust_remote_code: bool = False) -> Any:
     model = _from(AutoModelForCausalLM, base, trust_remote_code, dtype=torch.float32)
     model.config.use_cache = False
     read_paths(model)
+    quick_products(model)
     return model.eval()
 
 

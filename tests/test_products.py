@@ -1,0 +1,104 @@
+"""Products by oneDNN are those of torch, and nothing that is trained goes through them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+from saywhy.lm import products
+from saywhy.lm.products import quick_products
+
+if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    pytest.skip("needs oneDNN on a processor with AVX-512", allow_module_level=True)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes that went to oneDNN."""
+    shapes: list[tuple[int, ...]] = []
+    quick = torch.ops.mkldnn._linear_pointwise
+
+    def record(given: torch.Tensor, *rest: Any) -> torch.Tensor:
+        shapes.append(tuple(given.shape))
+        return quick(given, *rest)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", record)
+    return shapes
+
+
+def pair(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
+    torch.manual_seed(0)
+    plain = nn.Linear(33, 47, bias=bias)
+    quick = nn.Sequential(copy.deepcopy(plain))
+    quick_products(quick)
+    return plain, quick[0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 33), (2, 3, 33), (1, 1, 33), (0, 33)])
+def test_products_are_those_of_torch(bias: bool, shape: tuple[int, ...], seen: list[tuple[int, ...]]) -> None:
+    plain, quick = pair(bias)
+    given = torch.randn(shape)
+    # Steps of a reading and transposed states are not laid out row by row.
+    strided = torch.randn((*shape[:-1], 66))[..., ::2]
+    with torch.inference_mode():
+        for one in (given, strided):
+            torch.testing.assert_close(quick(one), plain(one))
+    rows = given.numel() // 33
+    assert seen == ([shape, shape] if rows >= products.FEWEST_ROWS else [])
+
+
+def test_training_other_types_and_autocast_stay_with_torch(seen: list[tuple[int, ...]]) -> None:
+    plain, quick = pair()
+    given = torch.randn(8, 33)
+    quick(given).sum().backward()
+    plain(given).sum().backward()
+    assert torch.equal(quick.weight.grad, plain.weight.grad)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert quick(given).dtype == torch.bfloat16
+        assert torch.equal(quick.bfloat16()(given.bfloat16()), plain.bfloat16()(given.bfloat16()))
+    assert seen == []
+
+
+def test_weights_that_change_are_seen() -> None:
+    plain, quick = pair()
+    given = torch.randn(8, 33)
+    with torch.no_grad():
+        quick(given)
+        for layer in (plain, quick):
+            layer.weight.mul_(2.0)
+        torch.testing.assert_close(quick(given), plain(given))
+
+
+def test_only_plain_linear_layers_are_changed_and_a_copy_has_weights_of_its_own() -> None:
+    class Other(nn.Linear):
+        pass
+
+    model = nn.ModuleList([nn.Linear(4, 4), Other(4, 4), nn.Embedding(4, 4)])
+    quick_products(model)
+    assert [type(module).__name__ for module in model] == ["_Product", "Other", "Embedding"]
+    assert isinstance(model[0], nn.Linear) and set(model[0].state_dict()) == {"weight", "bias"}
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight.zero_()
+        assert not torch.equal(model[0](torch.ones(8, 4)), other[0](torch.ones(8, 4)))
+
+
+def test_where_there_is_nothing_better_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    model = nn.Sequential(nn.Linear(4, 4))
+    quick_products(model)
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_model_that_is_asked_multiplies_so(seen: list[tuple[int, ...]]) -> None:
+    model = tiny.model("llama")
+    with torch.inference_mode():
+        model(input_ids=torch.tensor([[5, 6, 7, 8]]))
+    assert len(seen) > 10
