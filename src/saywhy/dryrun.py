@@ -81,10 +81,12 @@ def show(config: Config) -> None:
     _show_data(console, data)
     with tempfile.TemporaryDirectory() as folder:
         estimates = _estimates(config, data, Path(folder))
-        for estimate in estimates:
+        # A scorer sees what the arm `both` sees.
+        shown = [estimate for estimate in estimates if not estimate.name.startswith("scorer-")]
+        for estimate in shown:
             _show_example(console, estimate)
         _show_teachers(console, config, data)
-        _show_lengths(console, estimates)
+        _show_lengths(console, shown)
         _show_costs(console, estimates)
     _show_left_out(console, config, estimates)
 
@@ -227,14 +229,11 @@ def _show_teachers(console: Console, config: Config, data: Data) -> None:
         return
     console.rule("what the teachers are asked of the first row")
     pieces = row_question(data.task, data.train[0])
-    for name, instruction, seen in (
-        *((name, REASONER_INSTRUCTION, pieces) for name in asked),
-        *(
-            [(settings.merge, MERGE_INSTRUCTION, merged_question(data.task, data.train[0], SOURCES))]
-            if settings.merge
-            else []
-        ),
-    ):
+    shown = [(name, REASONER_INSTRUCTION, pieces) for name in asked]
+    if settings.merge:
+        merged = merged_question(data.task, data.train[0], SOURCES)
+        shown.append((f"{settings.merge}, merging", MERGE_INSTRUCTION, merged))
+    for name, instruction, seen in shown:
         console.print(Text(f"{name}: {instruction}", style="dim"))
         console.print(_shortened("".join(seen)))
     rounds = "" if settings.max_tries == 1 else f", rows without a kept one up to {settings.max_tries} times as often"

@@ -48,15 +48,17 @@ def reckoned(config: Config, data: Data) -> list[str]:
     """Say what asking each server for the first candidates of all rows will take, before anything is asked."""
     settings = config.reasonings
     lines = []
-    for name in dict.fromkeys([*settings.teacher, *([settings.merge] if settings.merge else [])]):
+    merging = [(settings.merge, ", merging", " beside the reasonings it is shown")] if settings.merge else []
+    for name, what, more in [*((name, "", "") for name in settings.teacher), *merging]:
         if (api := api_of(config, name)) is not None:
             questions = (
                 Question(row.id, row_question(data.task, row), index)
                 for row in data.train
                 for index in range(settings.candidates)
             )
-            told = estimate(questions, REASONER_INSTRUCTION, settings.sampling, api.price)
-            lines.append(f"{name}: {told.sentence}.")
+            instruction = MERGE_INSTRUCTION if what else REASONER_INSTRUCTION
+            told = estimate(questions, instruction, settings.sampling, api.price)
+            lines.append(f"{name}{what}: {told.sentence}{more}.")
     return lines
 
 
