@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from saywhy.trees import Floats, Ints
 
 # A batch is made smaller when this share of its rows has finished.
 LEAVE_AT = 0.25
+# Told between two tokens which rows still write and what each has so far; names those that nobody waits for any more.
+Watch = Callable[[Sequence[tuple[int, Sequence[int]]]], Collection[int]]
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,17 @@ class Leaving:
 
 
 @torch.inference_mode()
-def write(reading: Reading | Alone, drawn: Sequence[Floats], rules: Rules, leave: Callable[[Leaving], None]) -> None:
+def write(
+    reading: Reading | Alone,
+    drawn: Sequence[Floats],
+    rules: Rules,
+    leave: Callable[[Leaving], None],
+    watch: Watch | None = None,
+) -> None:
     """Write a text behind every row of a reading, at most one token for each of its draws.
 
     Rows that have finished are handed to `leave` together, as soon as they are a quarter of those that are left.
+    `watch` is called between two tokens, the reading at rest; the rows it names end where they are.
     """
     starts = zip(drawn, reading.ends, reading.spent, strict=True)
     texts = [_Text(len(some), int(end), int(spent)) for some, end, spent in starts]
@@ -127,6 +136,9 @@ def write(reading: Reading | Alone, drawn: Sequence[Floats], rules: Rules, leave
         unread = _draw(head(reading.model, reading.hidden).float(), forbidden, rules.sampling, spots).tolist()
         for row, token in zip(rows, unread, strict=True):
             texts[row].take(token, rules)
+        if watch is not None:
+            for row in watch([(row, texts[row].ids) for row in rows if not texts[row].done]):
+                texts[row].limit = len(texts[row].ids)
 
 
 class _Text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,9 @@ PRUNE = 1e-4
 # Reasonings sampled for a vote, and how they are drawn: as the candidates of a teacher are by default.
 VOTES = 5
 VARIED = Sampling(temperature=0.8, top_p=0.95)
+# Told between two tokens the ids of the rows that still write and the tokens that each text has so far (a row that is
+# voted about has several); names the rows that nobody waits for any more, whose texts then end.
+Watch = Callable[[Sequence[tuple[str, Sequence[int]]]], Collection[str]]
 
 
 def answer(
@@ -37,11 +40,13 @@ def answer(
     budget: int = BUDGET,
     title: str = "",
     prune: float = PRUNE,
+    watch: Watch | None = None,
 ) -> list[Prediction]:
     """Predict rows in one mode, probabilities before temperature, in the order of the rows.
 
     `budget` bounds the tokens that are held at one time. With a `title` progress is shown under it. A label less likely
     than `prune` times the best one may be left out; its probability is then 0, and `pruned` bounds what is missing.
+    `watch` looks on while reasonings are written; ids of rows are then unique.
     """
     check_mode(classifier, mode)
     ways: dict[str, Way] = {
@@ -57,7 +62,7 @@ def answer(
     with track(title, len(rows), "rows", bool(title)) as advance:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
-            found += _asked(classifier, some, ways[mode], budget, prune, trunk_part, advance)
+            found += _asked(classifier, some, ways[mode], budget, prune, trunk_part, advance, watch)
     return found
 
 
@@ -84,6 +89,7 @@ class Batch:
     reading: Reading | Alone
     prune: float
     trunk: float
+    watch: Watch | None
 
     def part(self, places: Sequence[int]) -> Batch:
         """Give some rows, any of them more than once, with a reading of their own."""
@@ -95,6 +101,19 @@ class Batch:
             reading=self.reading.part(places),
         )
 
+    def write(self, drawn: Sequence[Floats], rules: Rules, leave: Callable[[Leaving], None]) -> None:
+        """Write a text behind every row, with whoever watches told of rows by their ids."""
+        watch, names = self.watch, [row.id for row in self.rows]
+        if watch is None:
+            write(self.reading, drawn, rules, leave)
+            return
+
+        def told(texts: Sequence[tuple[int, Sequence[int]]]) -> list[int]:
+            gone = watch([(names[row], ids) for row, ids in texts])
+            return [row for row, _ in texts if names[row] in gone]
+
+        write(self.reading, drawn, rules, leave, told)
+
 
 def _asked(
     classifier: Classifier,
@@ -104,6 +123,7 @@ def _asked(
     prune: float,
     trunk_part: float,
     advance: Advance,
+    watch: Watch | None,
 ) -> list[Prediction]:
     """Answer rows batch by batch; prompts of equal length stand together, what all of them share is read once."""
     lm, trunk = classifier.lm, classifier.trunk
@@ -128,6 +148,7 @@ def _asked(
             open_reading(lm.model, trunk, [np.append(heads[at], cue) for at in places]),
             prune,
             trunk_part,
+            watch,
         )
         answers = way.ask(batch)
         advance(len(places), sum(a.tokens for a in answers), "")
@@ -251,7 +272,7 @@ def _explain(batch: Batch) -> list[Prediction]:
             predictions[row] = replace(predictions[row], reasoning=reasoning, forced=not ended, tokens=tokens)
 
     certain = [draws(encoder.prompt.limit)] * len(paths)
-    write(batch.reading, certain, Rules(frozenset([encoder.end]), encoder.controls), leave)
+    batch.write(certain, Rules(frozenset([encoder.end]), encoder.controls), leave)
     return predictions
 
 
@@ -290,7 +311,7 @@ def _reasoned(batch: Batch, drawn: Sequence[Floats], sampling: Sampling) -> list
             found[row] = replace(label, reasoning=reasoning, forced=not cue, strict=label.label if cue else None)
 
     rules = Rules(frozenset([encoder.end]), encoder.controls, sampling, cue_stands)
-    write(batch.reading, drawn, rules, leave)
+    batch.write(drawn, rules, leave)
     return [found[row] for row in range(len(batch.rows))]
 
 
