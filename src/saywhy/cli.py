@@ -266,11 +266,15 @@ def serve(
         from saywhy.serve.shapes import Limits
     except ModuleNotFoundError as missing:
         raise RequestError(f"serving needs {missing.name}; install it with: pip install 'saywhy[serve]'") from missing
-    from saywhy.predict.engine import open_engine
 
-    _quiet()
+    def load_model() -> Any:
+        from saywhy.predict.engine import open_engine
+
+        _quiet()
+        return open_engine(folder, mode, name, max_queue)
+
     room.serve(
-        lambda: open_engine(folder, mode, name, max_queue),
+        load_model,
         host,
         port,
         api_key_env,

@@ -168,7 +168,7 @@ def _models(app: FastAPI, desk: Desk) -> None:
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [shapes.model_entry(about, created)]})
 
-    @app.get("/v1/models/{name}", summary="One model", responses={200: {"model": shapes.Model}, **_of(401, 404)})
+    @app.get("/v1/models/{name}", summary="One model", responses={200: {"model": shapes.Model}, **_of(401, 404, 422)})
     async def model(name: str) -> Response:
         if name not in (about.name, *(f"{about.name}:{mode}" for mode in about.modes)):
             raise Refusal(404, f"there is no such model; there is {about.name}", NOT_FOUND, "model")

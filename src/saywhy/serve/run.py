@@ -43,14 +43,11 @@ def read_key(host: str, variable: str | None) -> str | None:
 def bind(host: str, port: int) -> socket.socket:
     """Take an address, port 0 for any that is free. Raises RequestError where it is not to be had."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        taken = socket.socket(family, kind)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
     except OSError as problem:
         why = problem.strerror or problem
         raise RequestError(f"{host}:{port} cannot be bound ({why}); name another --port or --host") from problem
-    return taken
 
 
 def make_server(engine: Engine, host: str, key: str | None, limits: Limits, log_texts: bool) -> uvicorn.Server:
