@@ -163,7 +163,6 @@ WRONG: list[tuple[str, str, Any, int, str | None]] = [
     ("two answers", "/v1/chat/completions", chat(n=2), 422, "n"),
     ("another model", "/v1/chat/completions", chat(model="gpt"), 404, "model"),
     ("another mode of it", "/v1/chat/completions", chat(model="mail:vote"), 404, "model"),
-    ("two modes", "/v1/chat/completions", chat(model="mail:label", mode="reason"), 422, "mode"),
     ("an unknown mode", "/v1/chat/completions", chat(mode="vote"), 422, "mode"),
 ]
 
@@ -186,7 +185,7 @@ def test_a_mistake_is_told_with_its_field(
 
 
 def test_paths_and_methods_that_are_not_there(client: TestClient) -> None:
-    for path in ("/v1/classify/", "/docs", "/../etc/passwd", "/%2e%2e/page.js", "/page/page.js"):
+    for path in ("/v1/classify/", "/docs", "/../etc/passwd", "/%2e%2e/app.py", "/page/page.js", "/app.py"):
         assert client.get(path).json()["error"]["type"] == "not_found_error"
     said = client.get("/v1/classify")
     assert said.status_code == 405 and said.headers["allow"] == "POST" and said.json()["error"]["param"] is None
@@ -288,7 +287,7 @@ def test_a_chat_is_answered_with_reasoning_and_label(client: TestClient, engine:
     assert told["usage"] == {"prompt_tokens": 6, "completion_tokens": 10, "total_tokens": 16}
 
 
-@pytest.mark.parametrize("way", [{"model": "mail:label"}, {"mode": "label"}, {"model": "mail:label", "mode": "label"}])
+@pytest.mark.parametrize("way", [{"model": "mail:label"}, {"mode": "label"}, {"model": "mail:reason", "mode": "label"}])
 def test_the_mode_of_a_chat_stands_behind_the_model_or_alone(client: TestClient, way: dict[str, str]) -> None:
     told = client.post("/v1/chat/completions", json=chat(**way)).json()
     assert told["choices"][0]["message"]["content"] == "Label: complaint" and told["saywhy"]["mode"] == "label"
@@ -401,6 +400,8 @@ def test_what_prometheus_is_told(client: TestClient) -> None:
 def test_the_page_is_served_from_memory(engine: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "index.html").write_text("<p>hello", encoding="utf-8")
+    (tmp_path / "page" / "page.js").write_text("hello()", encoding="utf-8")
+    (tmp_path / "page" / "notes.txt").write_text("notes", encoding="utf-8")
     monkeypatch.setattr(room, "files", lambda _: tmp_path)
     client = TestClient(make_app(engine, key=KEY))
     (tmp_path / "page" / "index.html").unlink()
@@ -408,7 +409,9 @@ def test_the_page_is_served_from_memory(engine: Fake, monkeypatch: pytest.Monkey
     assert said.text == "<p>hello" and said.headers["content-type"] == "text/html; charset=utf-8"
     assert "script-src 'self'" in said.headers["content-security-policy"]
     assert "unsafe" not in said.headers["content-security-policy"]
-    assert client.get("/page.js").status_code == 404
+    assert client.get("/page.js").headers["content-type"] == "text/javascript; charset=utf-8"
+    assert client.head("/page.js").status_code == 200
+    assert client.get("/notes.txt").status_code == 401 and client.get("/style.css").status_code == 401
 
 
 # Keys, hosts and logs

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,11 +23,7 @@ from saywhy.serve.openapi import ERRORS, EVENTS, OBJECT, TEXT, describe, takes
 from saywhy.serve.shapes import BROKEN, NOT_FOUND, UNAVAILABLE, WRONG, Limits, Refusal, event, result
 from saywhy.version import VERSION
 
-PAGE = {
-    "/": ("index.html", "text/html"),
-    "/style.css": ("style.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
+PAGE = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 DEFAULTS = Limits()
 
 
@@ -58,13 +55,14 @@ def make_app(
         lifespan=lifespan,
     )
     desk = Desk(engine, limits, counters(engine.waiting), log_texts)
-    app.add_middleware(Guard, key=key, hosts=hosts, count=desk.count)
+    # The page, what load balancers ask, and the description hold nothing of anybody; all else asks for the key.
+    free = frozenset([*_page(app), "/health", "/ready", "/openapi.json"])
+    app.add_middleware(Guard, key=key, free=free, hosts=hosts, count=desk.count)
     _answer_mistakes(app)
     _classify(app, desk)
     _chat(app, desk)
     _models(app, desk)
     _state(app, desk)
-    _page(app)
     describe(app, engine.about, limits, key is not None)
     return app
 
@@ -195,12 +193,16 @@ def _of(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: ERRORS[status] for status in statuses}
 
 
-def _page(app: FastAPI) -> None:
-    """Serve the page from memory: no path of a request ever names a file."""
-    for route, (name, kind) in PAGE.items():
-        file = files("saywhy.serve") / "page" / name
-        if file.is_file():
-            app.add_api_route(route, _file(file.read_bytes(), kind), methods=["GET", "HEAD"], include_in_schema=False)
+def _page(app: FastAPI) -> list[str]:
+    """Serve the page from memory, so that no path of a request ever names a file; gives its routes."""
+    folder, routes = files("saywhy.serve") / "page", []
+    for file in folder.iterdir() if folder.is_dir() else ():
+        kind = PAGE.get(Path(file.name).suffix)
+        if kind is not None:
+            routes.append("/" if file.name == "index.html" else f"/{file.name}")
+            send = _file(file.read_bytes(), kind)
+            app.add_api_route(routes[-1], send, methods=["GET", "HEAD"], include_in_schema=False)
+    return routes
 
 
 def _file(body: bytes, kind: str) -> Any:

@@ -36,8 +36,6 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cache-control": "no-store",
 }
-# The page, what load balancers ask, and the description hold nothing of anybody; all else asks for the key.
-OPEN = frozenset(["/", "/style.css", "/page.js", "/health", "/ready", "/openapi.json"])
 LOCAL = frozenset(["localhost", "127.0.0.1", "[::1]"])
 
 
@@ -73,10 +71,15 @@ def counters(waiting: Callable[[], int]) -> Counters:
 
 
 class Guard:
-    """The app behind it, with the headers of every answer; `key` None asks for none, `hosts` None takes any."""
+    """The app behind it, with the headers of every answer.
 
-    def __init__(self, app: App, key: str | None, hosts: frozenset[str] | None, count: Counters) -> None:
-        self.app, self.hosts, self.count = app, hosts, count
+    `key` None asks for none, and the paths in `free` never do; `hosts` None takes any.
+    """
+
+    def __init__(
+        self, app: App, key: str | None, free: frozenset[str], hosts: frozenset[str] | None, count: Counters
+    ) -> None:
+        self.app, self.free, self.hosts, self.count = app, free, hosts, count
         self.key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +119,7 @@ class Guard:
         if self.hosts is not None and _host(headers.get(b"host", b"")) not in self.hosts:
             # Else a page of somebody else's whose name leads here could ask in its visitor's name.
             return Refusal(400, "this server answers to localhost only; --host opens it", WRONG, "host")
-        if self.key is None or scope["path"] in OPEN:
+        if self.key is None or scope["path"] in self.free:
             return None
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         if kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.key):

@@ -13,7 +13,11 @@ from saywhy.serve.shapes import ChatRequest, ClassifyRequest, ErrorBody, Limits
 REFERENCE = "#/components/schemas/{model}"
 OBJECT: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
 TEXT: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
-EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+# Each event; `data` is JSON, or [DONE] at the end of a chat.
+_EVENT = {"event": {"type": "string"}, "data": {"type": "string"}}
+EVENTS: dict[str, Any] = {
+    "text/event-stream": {"schema": {"type": "object", "properties": _EVENT, "required": ["data"]}}
+}
 _WHY = {
     400: "No JSON, or a host that this server does not answer to",
     401: "No key, or a wrong one",
