@@ -8,7 +8,7 @@ route with and without --continuous-batching writes the label (or reasoning and 
 (`emotion-decision`, whose labels are single tokens) reads the label's probabilities. saywhy scores labels. Servers and
 load generator share the same two cores; each client asks again as soon as it is answered, over one connection.
 `agree` is true where the labels are the same on 99% of the texts that both answered. The last line is one JSON object.
---quick takes 64 clients and the peer that won the last full run; without it the results are written to
+--quick takes labels, 64 clients and the peer that won the last full run; without it the results are written to
 benchmarks/results/serve.json. --soak keeps one server busy with good, bad and broken requests and prints its memory.
 """
 
@@ -47,7 +47,7 @@ CORES = {0, 1}
 def main() -> None:
     """Measure every workload, or soak one server."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="64 clients, one peer")
+    parser.add_argument("--quick", action="store_true", help="labels, 64 clients, one peer")
     parser.add_argument("--only", choices=WORKLOADS)
     parser.add_argument("--soak", nargs="?", type=float, const=600.0, metavar="SECONDS")
     given = parser.parse_args()
@@ -56,7 +56,7 @@ def main() -> None:
     if given.soak:
         print(json.dumps(soak(given.soak)))
         return
-    names = [given.only] if given.only else WORKLOADS[: 2 if given.quick else 3]
+    names = [given.only] if given.only else WORKLOADS[: 1 if given.quick else 3]
     found = {name: measure(name, given.quick) for name in names}
     if not given.quick:
         file = bench.RESULTS / "serve.json"
@@ -122,8 +122,10 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
     folder = bench.trained(work)
     texts = [row.text for row in work.test[:TEXTS]]
     clients = (TARGET,) if quick else CLIENTS
-    seconds = 6.0 if quick else 20.0
-    ours, peak = _loaded(saywhy_command(folder), "/v1/classify", _classify(texts, work.mode), clients, seconds, _ours)
+    seconds, turns = (6.0, 2) if quick else (20.0, 4)
+    ours, peak = _loaded(
+        saywhy_command(folder), "/v1/classify", _classify(texts, work.mode), clients, (seconds, turns), _ours
+    )
     theirs: dict[str, dict[int, Load]] = {}
     peaks: dict[str, int] = {}
     routes = [BEST[name]] if quick else [CHAT, BATCHED, *([DECISION] if name == "emotion-decision" else [])]
@@ -131,7 +133,7 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
     longest = (store.read_json(folder / "prompt.json")["limit"] or 0 if work.mode == "reason" else 0) + 12
     for route in routes:
         command, path, bodies, read = peer(route, model, texts, work.task, longest)
-        theirs[route], peaks[route] = _loaded(command, path, bodies, clients, seconds, read)
+        theirs[route], peaks[route] = _loaded(command, path, bodies, clients, (seconds, turns), read)
     best = max(theirs, key=lambda route: theirs[route][TARGET].rate)
     mine, other = ours[TARGET], theirs[best][TARGET]
     shared = mine.answers.keys() & other.answers.keys()
@@ -194,13 +196,13 @@ def peer(route: str, model: Path, texts: list[str], task: Task, longest: int) ->
 
 
 def _loaded(
-    command: list[str], path: str, bodies: list[bytes], clients: tuple[int, ...], seconds: float, read: Any
+    command: list[str], path: str, bodies: list[bytes], clients: tuple[int, ...], least: tuple[float, int], read: Any
 ) -> tuple[dict[int, Load], int]:
     """Run a server, put every number of clients on it, and give what they saw and the most memory it held."""
     with running(command) as (port, process):
         found = {}
         for count in clients:
-            found[count] = asyncio.run(load(port, path, bodies, count, seconds, read))
+            found[count] = asyncio.run(load(port, path, bodies, count, *least, read))
             print(f"{path} {count} clients: {found[count].rate:.1f} rows/s", file=sys.stderr, flush=True)
         return found, memory(process.pid, "VmHWM")
 
@@ -239,16 +241,18 @@ def memory(pid: int, name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-async def load(port: int, path: str, bodies: list[bytes], clients: int, seconds: float, read: Any) -> Load:
-    """Let clients ask one text after the other; what they see is counted once each was answered a first time."""
-    found, turns, done, began = Load(), itertools.cycle(range(len(bodies))), 0, 0.0
+async def load(port: int, path: str, bodies: list[bytes], clients: int, seconds: float, turns: int, read: Any) -> Load:
+    """Let clients ask one text after the other, for `seconds` and until each was answered `turns` times on average.
+
+    What they see is counted once as many answers came as there are clients.
+    """
+    found, order, done, began = Load(), itertools.cycle(range(len(bodies))), 0, 0.0
 
     async def client() -> None:
         nonlocal done, began
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        # At least three answers each, so that a slow server is counted too.
-        while done < 4 * clients or time.perf_counter() < began + seconds:
-            at = next(turns)
+        while done < turns * clients or time.perf_counter() < began + seconds:
+            at = next(order)
             start = time.perf_counter()
             status, answer = await ask(reader, writer, path, bodies[at])
             done += 1

@@ -6,8 +6,9 @@ import json
 import logging
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from saywhy.records import RequestError
 from saywhy.serve import app as room
 from saywhy.serve.app import make_app
 from saywhy.serve.guard import LOCAL
-from saywhy.serve.run import bind, read_key
+from saywhy.serve.run import bind, read_key, write_log
 from saywhy.serve.shapes import Limits
 from serving import ABOUT, Fake, answer, served
 
@@ -465,6 +466,29 @@ def test_logs_hold_no_texts_keys_or_paths_unless_asked(
     ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith(("saywhy", "uvicorn")))
     assert "POST /v1/classify 200" in ours and "GET other 404" in ours and KEY not in caplog.text
     assert ("secret" in ours) == log_texts and "my\nsecret" not in ours
+
+
+def test_an_error_is_logged_without_what_it_says(monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    for name, handlers in (("root", []), ("saywhy", None)):
+        logger = logging.getLogger(None if name == "root" else name)
+        monkeypatch.setattr(logger, "level", logger.level)
+        if handlers is not None:
+            monkeypatch.setattr(logger, "handlers", handlers)
+    write_log()
+
+    def fail() -> None:
+        raise ValueError("my " + "secret")
+
+    thread = threading.Thread(target=fail, name="saywhy-engine")
+    thread.start()
+    thread.join()
+    try:
+        fail()
+    except ValueError:
+        logging.getLogger("uvicorn.error").exception("failed")
+    told = said()
+    assert "saywhy-engine ended: ValueError" in told and told.count("in fail") == 2 and "my secret" not in told
 
 
 def test_who_may_ask_decides_whether_a_key_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

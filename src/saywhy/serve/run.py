@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
+import traceback
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
@@ -50,6 +53,30 @@ def bind(host: str, port: int) -> socket.socket:
         raise RequestError(f"{host}:{port} cannot be bound ({why}); name another --port or --host") from problem
 
 
+class Discreet(logging.Formatter):
+    """Writes where an error happened and not what it says: that may quote a text."""
+
+    def formatException(self, ei: Any) -> str:
+        """Give the places that an exception passed, and its kind."""
+        kind, _, places = ei
+        return "".join([*traceback.format_tb(places), kind.__name__ if kind else ""])
+
+
+def write_log() -> None:
+    """Write the log to standard error, and there too what ends a thread."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Discreet("%(asctime)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("saywhy").setLevel(logging.INFO)
+
+    def ended(given: threading.ExceptHookArgs) -> None:
+        name = given.thread.name if given.thread is not None else "a thread"
+        places = "".join(traceback.format_tb(given.exc_traceback))
+        logging.getLogger("saywhy.serve").error("%s ended: %s\n%s", name, given.exc_type.__name__, places)
+
+    threading.excepthook = ended
+
+
 def make_server(engine: Engine, host: str, key: str | None, limits: Limits, log_texts: bool) -> uvicorn.Server:
     """Make the server of an engine; bound to this machine alone it answers to this machine's names alone."""
     settings = uvicorn.Config(
@@ -85,8 +112,7 @@ def serve(
         name, number = bound.getsockname()[:2]
         shown = f"[{name}]" if ":" in name else name
         say(f"{engine.about.name} is at http://{shown}:{number} in mode {engine.about.recommended}; Ctrl-C stops it")
-        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-        logging.getLogger("saywhy").setLevel(logging.INFO)
+        write_log()
         try:
             make_server(engine, host, key, limits, log_texts).run(sockets=[bound])
         except KeyboardInterrupt:
