@@ -41,6 +41,8 @@ TARGET = 64
 CHAT, BATCHED, DECISION = "chat", "chat --continuous-batching", "decision"
 BEST = {"emotion-label": CHAT, "emotion-reason": CHAT, "emotion-decision": DECISION}
 TEXTS = 400
+# By default the peer's cache takes nearly all memory there is, and on a shared machine it is then killed.
+BATCHING = ["--continuous-batching", "--cb-max-memory-percent", "0.1"]
 CORES = {0, 1}
 
 
@@ -49,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="labels, 64 clients, one peer")
     parser.add_argument("--only", choices=WORKLOADS)
+    parser.add_argument("--peer", choices=(CHAT, BATCHED, DECISION), help="this one instead, with --quick")
     parser.add_argument("--soak", nargs="?", type=float, const=600.0, metavar="SECONDS")
     given = parser.parse_args()
     with contextlib.suppress(OSError):
@@ -57,7 +60,7 @@ def main() -> None:
         print(json.dumps(soak(given.soak)))
         return
     names = [given.only] if given.only else WORKLOADS[: 1 if given.quick else 3]
-    found = {name: measure(name, given.quick) for name in names}
+    found = {name: measure(name, given.quick, given.peer or BEST[name]) for name in names}
     if not given.quick:
         file = bench.RESULTS / "serve.json"
         known = store.read_json(file)["workloads"] if file.exists() else {}
@@ -116,7 +119,7 @@ class Load:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def measure(name: str, quick: bool) -> dict[str, Any]:
+def measure(name: str, quick: bool, likely: str) -> dict[str, Any]:
     """Serve one workload with saywhy and with its peers, one after the other, and ask both the same."""
     work = workload(name)
     folder = bench.trained(work)
@@ -128,7 +131,7 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
     )
     theirs: dict[str, dict[int, Load]] = {}
     peaks: dict[str, int] = {}
-    routes = [BEST[name]] if quick else [CHAT, BATCHED, *([DECISION] if name == "emotion-decision" else [])]
+    routes = [likely] if quick else [CHAT, BATCHED, *([DECISION] if name == "emotion-decision" else [])]
     model = exported(work, folder)
     longest = (store.read_json(folder / "prompt.json")["limit"] or 0 if work.mode == "reason" else 0) + 12
     for route in routes:
@@ -181,7 +184,7 @@ def _ours(answer: dict[str, Any]) -> tuple[str, float]:
 def peer(route: str, model: Path, texts: list[str], task: Task, longest: int) -> Any:
     """Give the peer's command, the path, the bodies, and what reads a label from an answer."""
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--dtype", "float32"]
-    command += ["--device", "cpu", "--host", "127.0.0.1", *(["--continuous-batching"] if route == BATCHED else [])]
+    command += ["--device", "cpu", "--host", "127.0.0.1", *(BATCHING if route == BATCHED else [])]
     if route == DECISION:
         asked = {"label": {"type": "choice", "criteria": dict.fromkeys(task.labels)}}
         bodies = [json.dumps({"model": str(model), "state": text, "questions": asked}).encode() for text in texts]
