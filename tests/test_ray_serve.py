@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -36,7 +38,10 @@ def test_replicas_answer_as_the_model_does(quick_run: toy.Done, tmp_path: Path) 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    told = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    # Its sockets need a path shorter than that of a test.
+    short = tempfile.mkdtemp(prefix="ray-")
+    told = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": short, "OMP_NUM_THREADS": "1"}
+    told["RAY_AUTH_MODE"] = "disabled"
     arguments = [str(folder), "--port", str(port), "--replicas", "2", "--cpus", "0.5"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], env=told, stdout=log, stderr=log)
@@ -56,7 +61,9 @@ def test_replicas_answer_as_the_model_does(quick_run: toy.Done, tmp_path: Path) 
             assert one["probability"] == pytest.approx(other.probabilities[other.label], abs=1e-5)
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
+        code = process.wait(PATIENCE)
+        shutil.rmtree(short, ignore_errors=True)
+    assert code == 0
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
