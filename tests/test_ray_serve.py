@@ -41,6 +41,9 @@ def test_replicas_answer_as_the_model_does(quick_run: toy.Done, tmp_path: Path) 
     # Its sockets need a path shorter than that of a test.
     short = tempfile.mkdtemp(prefix="ray-")
     told = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": short, "OMP_NUM_THREADS": "1"}
+    # A busy machine takes longer than 5 s to start the proxy, which is then ended and started again, for ever; and what
+    # others take of its memory is no reason to end these.
+    told |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120", "RAY_memory_monitor_refresh_ms": "0"}
     told["RAY_AUTH_MODE"] = "disabled"
     arguments = [str(folder), "--port", str(port), "--replicas", "2", "--cpus", "0.5"]
     with (tmp_path / "log").open("wb") as log:

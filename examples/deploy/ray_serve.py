@@ -54,7 +54,8 @@ def main() -> None:
     stopped = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stopped.set())
-    ray.init(include_dashboard=False)
+    # Texts and answers are small; by default Ray sets a third of the memory aside.
+    ray.init(include_dashboard=False, object_store_memory=2**28)
     serve.start(http_options={"host": given.host, "port": given.port})
     serve.run(build({"folder": given.folder, "replicas": given.replicas, "cpus": given.cpus}))
     print(f"{given.replicas} replicas are at http://{given.host}:{given.port}", flush=True)
