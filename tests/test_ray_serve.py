@@ -25,7 +25,7 @@ import toy
 
 pytest_plugins = ["runs"]
 SCRIPT = Path(__file__).parents[1] / "examples" / "deploy" / "ray_serve.py"
-PATIENCE = 300
+PATIENCE = 600
 
 
 @pytest.mark.soak
