@@ -38,7 +38,8 @@ WITH_MODELS = {
     "export", "study", "estimator", "demo", "cli",
 }  # fmt: skip
 COMMANDS = (
-    "demo", "init", "check", "run", "reason", "train", "evaluate", "report", "predict", "label", "export", "doctor",
+    "demo", "init", "check", "run", "reason", "train", "evaluate", "report", "predict", "label", "export", "serve",
+    "doctor",
 )  # fmt: skip
 MOST_LINES = 600
 
@@ -95,8 +96,10 @@ def test_only_rooms_with_models_import_torch(path: Path) -> None:
 
 def test_light_imports_stay_light() -> None:
     """In a process of its own, since this one may have imported torch long ago."""
-    modules = "saywhy, saywhy.report, saywhy.config, saywhy.data, saywhy.evaluate, saywhy.store, saywhy.cli"
-    probe = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    rooms = ("report", "config", "data", "evaluate", "store", "serve", "cli")
+    modules = ", ".join(["saywhy", *(f"saywhy.{name}" for name in rooms)])
+    heavy = ("torch", "transformers", "datasets", "fastapi")
+    probe = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 import saywhy
 import tiny
 from saywhy import ReasoningClassifier, cli, predict
-from saywhy.lm import bind, encode
+from saywhy.lm import encode
 from saywhy.lm.encode import Encoder, make_encoder, prompt_ids, render, text_ids
-from saywhy.predict import Classifier, TextClassifier
-from saywhy.prompts import task_instruction
+from saywhy.predict import TextClassifier
 from saywhy.records import Prediction, RequestError, Task
 
 ROOM = 60
@@ -35,11 +34,7 @@ PAIRS = [{"first": "alone", "second": "tonight"}, {"first": "lovely", "second": 
 
 
 def door(task: Task = TASK, arm: str = "both", tokenizer: Any = None) -> TextClassifier:
-    made = tokenizer or tiny.byte_level(["<|eot_id|>"])
-    encoder = make_encoder(made, replace(render(made, task_instruction(task)), limit=6, room=ROOM))
-    model = tiny.model("llama")
-    model.resize_token_embeddings(max(tiny.VOCABULARY, len(made)), mean_resizing=False)
-    return TextClassifier(Classifier(bind(model, encoder), task, arm, {}, 0.5), "label")
+    return tiny.door(task, arm, tokenizer, room=ROOM)
 
 
 @pytest.fixture(scope="module")

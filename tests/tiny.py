@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,8 +27,13 @@ from transformers import (
     StableLmConfig,
 )
 
+from saywhy.lm import bind
+from saywhy.lm.encode import make_encoder, render
 from saywhy.lm.forward import read_paths
 from saywhy.lm.products import quick_products
+from saywhy.predict import Classifier, TextClassifier
+from saywhy.prompts import task_instruction
+from saywhy.records import Task
 
 VOCABULARY = 400
 WINDOW = 6
@@ -215,6 +221,15 @@ def spelled(
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token=end, pad_token="<pad>")
     fast.chat_template = template
     return fast
+
+
+def door(task: Task, arm: str = "both", tokenizer: Any = None, limit: int = 6, room: int = 60) -> TextClassifier:
+    """Make a classifier with random weights that is asked for the label, and is unsure of half of them."""
+    made = tokenizer or byte_level(["<|eot_id|>"])
+    encoder = make_encoder(made, replace(render(made, task_instruction(task)), limit=limit, room=room))
+    known = model("llama")
+    known.resize_token_embeddings(max(VOCABULARY, len(made)), mean_resizing=False)
+    return TextClassifier(Classifier(bind(known, encoder), task, arm, {}, 0.5), "label")
 
 
 LLAMA3 = """{{- bos_token }}{%- set said = '' %}

@@ -267,6 +267,49 @@ def export(
 
 
 @app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(help="a run or the folder of an arm", show_default=False)],
+    host: Annotated[str, typer.Option(help="the address to bind; others than 127.0.0.1 need a key")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free")] = 8000,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", help="the environment variable that holds the key")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="asked where a request names none; default: the recommended")] = None,
+    name: Annotated[str | None, typer.Option(help="what clients call the model; default: the task's name")] = None,
+    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="texts that may wait; more are told 429")] = 1024,
+    max_body: Annotated[int, typer.Option("--max-body", min=1, help="bytes of a request")] = 2 * 2**20,
+    max_texts: Annotated[int, typer.Option("--max-texts", min=1, help="texts of a request")] = 256,
+    max_characters: Annotated[int, typer.Option("--max-characters", min=1, help="characters of a text")] = 20_000,
+    deadline: Annotated[float, typer.Option(min=0.1, help="seconds that a request may take")] = 60.0,
+    log_texts: Annotated[bool, typer.Option("--log-texts", help="write the texts into the log")] = False,
+) -> None:
+    """Serve a model: a page, /v1/classify, and /v1/chat/completions for OpenAI's clients."""
+    if max_texts > max_queue:
+        raise RequestError(f"--max-texts {max_texts} never fit into --max-queue {max_queue}; change one of them")
+    try:
+        from saywhy.serve import run as room
+        from saywhy.serve.shapes import Limits
+    except ModuleNotFoundError as missing:
+        raise RequestError(f"serving needs {missing.name}; install it with: pip install 'saywhy[serve]'") from missing
+
+    def load_model() -> Any:
+        from saywhy.predict.engine import open_engine
+
+        _quiet()
+        return open_engine(folder, mode, name, max_queue)
+
+    room.serve(
+        load_model,
+        host,
+        port,
+        api_key_env,
+        Limits(max_body, max_texts, max_characters, deadline),
+        log_texts,
+        lambda line: print(line, flush=True),
+    )
+
+
+@app.command()
 def doctor() -> None:
     """Say which versions, devices and precisions are here."""
     from saywhy import doctor as room

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -25,6 +25,8 @@ EXPECTED = 0.25
 FEW = (256, 4096)
 # Rounding moves a sum of probabilities by less.
 ROUNDING = 1e-6
+# Told between two tokens which rows still write and what each has so far; names those that nobody waits for any more.
+Watch = Callable[[Sequence[tuple[int, Sequence[int]]]], Collection[int]]
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,13 @@ def write(
     rules: Rules,
     leave: Callable[[Leaving], None],
     budget: int | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Write a text behind every row of a reading, at most one token for each of its draws.
 
     Rows that have finished are handed to `leave` together, as soon as they are a quarter of those that are left. Rows
-    that come to hold more than `budget` tokens go on in two halves, one after the other.
+    that come to hold more than `budget` tokens go on in two halves, one after the other. `watch` is called between two
+    tokens, the reading at rest; the rows it names end where they are.
     """
     starts = zip(drawn, reading.ends, reading.spent, strict=True)
     texts = [_Text(len(some), int(end), int(spent)) for some, end, spent in starts]
@@ -176,6 +180,9 @@ def write(
         unread = _draw(head(reading.model, reading.hidden).float(), forbidden, rules.sampling, spots).tolist()
         for row, token in zip(rows, unread, strict=True):
             texts[row].take(token, rules)
+        if watch is not None:
+            for row in watch([(row, texts[row].ids) for row in rows if not texts[row].done]):
+                texts[row].limit = len(texts[row].ids)
 
 
 class _Text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +29,9 @@ PRUNE = 1e-4
 VOTES = 5
 VARIED = Sampling(temperature=0.8, top_p=0.95)
 CERTAIN = Sampling()
+# Told between two tokens the ids of the rows that still write and the tokens that each text has so far (a row that is
+# voted about has several); names the rows that nobody waits for any more, whose texts then end.
+Watch = Callable[[Sequence[tuple[str, Sequence[int]]]], Collection[str]]
 
 
 def answer(
@@ -40,6 +43,7 @@ def answer(
     prune: float = PRUNE,
     sampling: Sampling = CERTAIN,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> list[Prediction]:
     """Predict rows in one mode, probabilities before temperature, in the order of the rows.
 
@@ -47,6 +51,7 @@ def answer(
     than `prune` times the best one may be left out; its probability is then 0, and `pruned` bounds what is missing.
     `sampling` says how a reasoning is drawn where only one is, by default the likeliest; what is drawn depends on the
     seed and the row's text alone.
+    `watch` looks on while reasonings are written; ids of rows are then unique.
     """
     check_mode(classifier, mode)
     ways: dict[str, Way] = {
@@ -62,7 +67,7 @@ def answer(
     with track(title, len(rows), "rows", bool(title)) as advance:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
-            found += _asked(classifier, some, ways[mode], budget, prune, trunk_part, advance, (sampling, seed))
+            found += _asked(classifier, some, ways[mode], budget, prune, trunk_part, advance, (sampling, seed), watch)
     return found
 
 
@@ -92,6 +97,7 @@ class Batch:
     trunk: float
     sampling: Sampling
     seed: int
+    watch: Watch | None
 
     def part(self, places: Sequence[int]) -> Batch:
         """Give some rows, any of them more than once, with a reading of their own."""
@@ -103,6 +109,19 @@ class Batch:
             reading=self.reading.part(places),
         )
 
+    def write(self, drawn: Sequence[Floats], rules: Rules, leave: Callable[[Leaving], None]) -> None:
+        """Write a text behind every row, with whoever watches told of rows by their ids."""
+        watch, names = self.watch, [row.id for row in self.rows]
+        if watch is None:
+            write(self.reading, drawn, rules, leave)
+            return
+
+        def told(texts: Sequence[tuple[int, Sequence[int]]]) -> list[int]:
+            gone = watch([(names[row], ids) for row, ids in texts])
+            return [row for row, _ in texts if names[row] in gone]
+
+        write(self.reading, drawn, rules, leave, watch=told)
+
 
 def _asked(
     classifier: Classifier,
@@ -113,6 +132,7 @@ def _asked(
     trunk_part: float,
     advance: Advance,
     drawing: tuple[Sampling, int],
+    watch: Watch | None,
 ) -> list[Prediction]:
     """Answer rows batch by batch; prompts of equal length stand together, what all of them share is read once."""
     lm, trunk = classifier.lm, classifier.trunk
@@ -136,6 +156,7 @@ def _asked(
             prune,
             trunk_part,
             *drawing,
+            watch,
         )
         answers = way.ask(batch)
         advance(len(places), sum(a.tokens for a in answers), "")
@@ -265,7 +286,7 @@ def _explain(batch: Batch) -> list[Prediction]:
             tokens = batch.trunk + float(spent)
             predictions[row] = replace(predictions[row], reasoning=reasoning, forced=not ended, tokens=tokens)
 
-    write(batch.reading, _drawn(batch), Rules(frozenset([encoder.end]), encoder.controls, batch.sampling), leave)
+    batch.write(_drawn(batch), Rules(frozenset([encoder.end]), encoder.controls, batch.sampling), leave)
     return predictions
 
 
@@ -304,7 +325,7 @@ def _reasoned(batch: Batch, drawn: Sequence[Floats], sampling: Sampling) -> list
             found[row] = replace(label, reasoning=reasoning, forced=not cue, strict=label.label if cue else None)
 
     rules = Rules(frozenset([encoder.end]), encoder.controls, sampling, cue_stands)
-    write(batch.reading, drawn, rules, leave)
+    batch.write(drawn, rules, leave)
     return [found[row] for row in range(len(batch.rows))]
 
 

@@ -15,7 +15,7 @@ from saywhy.data.read import Table
 from saywhy.data.rows import make_rows
 from saywhy.evaluate import Budget
 from saywhy.predict.folder import Classifier, check_mode, load, recommended_in
-from saywhy.predict.modes import BUDGET, answer, calibrated, calibrated_as
+from saywhy.predict.modes import BUDGET, Watch, answer, calibrated, calibrated_as
 from saywhy.records import Prediction, RequestError, Row, Task
 from saywhy.trees import Floats
 
@@ -100,16 +100,21 @@ class TextClassifier:
             raise RequestError(f"{self.classifier.arm} was never taught to write reasonings; load another arm's folder")
         return self(texts, writing[0])
 
-    def rows(self, rows: Sequence[Row], title: str = "") -> list[Prediction]:
-        """Answer rows, such as those of a file, with calibrated probabilities; with a `title` progress is shown."""
-        return self._answer(rows, self.mode, title)
+    def rows(
+        self, rows: Sequence[Row], title: str = "", mode: str | None = None, watch: Watch | None = None
+    ) -> list[Prediction]:
+        """Answer rows, such as those of a file, with calibrated probabilities.
+
+        With a `title` progress is shown; `watch` looks on while reasonings are written.
+        """
+        return self._answer(rows, mode or self.mode, title, watch)
 
     def _ask(self, texts: Iterable[Any], mode: str) -> list[Prediction]:
         rows = [text_row(self.classifier.task, text, str(at)) for at, text in enumerate(list_texts(texts))]
         return self._answer(rows, mode)
 
-    def _answer(self, rows: Sequence[Row], mode: str, title: str = "") -> list[Prediction]:
-        found = answer(self.classifier, rows, mode, self.max_tokens_in_flight, title)
+    def _answer(self, rows: Sequence[Row], mode: str, title: str = "", watch: Watch | None = None) -> list[Prediction]:
+        found = answer(self.classifier, rows, mode, self.max_tokens_in_flight, title, watch=watch)
         return list(calibrated(self.classifier, found, mode, self.abstain_below))
 
 

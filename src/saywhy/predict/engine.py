@@ -1,0 +1,261 @@
+"""A classifier that many ask at the same time: one thread, batches of what waits, labels before reasonings."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from saywhy import store
+from saywhy.lm.cache import tokens_per_pass
+from saywhy.lm.encode import decode
+from saywhy.predict.modes import Watch
+from saywhy.predict.texts import TextClassifier, open_classifier, text_row
+from saywhy.records import LABEL_CUE, Prediction, RequestError, Row, WorkError
+from saywhy.serve import About, Answer, Event, Failure, Full, ModeFigures, Piece, Stopped, Tell
+
+LOG = logging.getLogger("saywhy.engine")
+# A character is about so many tokens; how long a text is decides which others it is asked with, nothing else.
+TOKENS_PER_CHARACTER = 0.25
+# What stands around a text: cues, and the tokens of the labels.
+TOKENS_AROUND = 8
+# What a model, or a text that is too odd for one, may raise. Anything else ends the engine, which says so.
+FAILURES = (RequestError, WorkError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError)
+# Modes that write one text, which can be told as it is written.
+TOLD_AS_WRITTEN = ("reason", "explain", "ensemble", "adaptive")
+
+
+class Asked:
+    """A request that was taken: `left` of its texts are unanswered, and with `gone` nobody waits for them."""
+
+    def __init__(self, engine: Engine, mode: str, tell: Tell, pieces: bool, left: int) -> None:
+        self.engine, self.mode, self.tell_it, self.left = engine, mode, tell, left
+        self.pieces = pieces and mode in TOLD_AS_WRITTEN
+        self.gone = False
+
+    def cancel(self) -> None:
+        """Leave out what is not begun; what is being written ends between two tokens."""
+        self.gone = True
+        self.engine.forget(self)
+
+    def tell(self, event: Event) -> None:
+        """Tell an event, if anybody waits for it."""
+        if not self.gone:
+            self.tell_it(event)
+            self.left -= isinstance(event, Answer)
+            self.gone = self.gone or self.left == 0 or isinstance(event, Failure)
+
+
+@dataclass(eq=False)
+class _Job:
+    """One text of a request; `shown` of its reasoning was told."""
+
+    asked: Asked
+    index: int
+    row: Row
+    shown: str = ""
+
+    @property
+    def length(self) -> float:
+        return len(self.row.text) * TOKENS_PER_CHARACTER + TOKENS_AROUND
+
+
+class Engine:
+    """A loaded classifier behind a queue (contract: `saywhy.serve.Engine`), answered by one thread.
+
+    What waits is asked in batches of about the tokens that one pass reads: the oldest text of a mode, and those nearest
+    to it in length. The thread waits `window` seconds for more where it was idle. A batch that writes reasonings gives
+    way between two tokens: texts that want the label alone are then asked first. At most `max_queue` texts wait.
+    """
+
+    def __init__(self, classifier: TextClassifier, about: About, max_queue: int = 1024, window: float = 0.004) -> None:
+        self.about = about
+        self._ask, self._max_queue, self._window = classifier, max_queue, window
+        self._pass = min(tokens_per_pass(classifier.classifier.lm.model), classifier.max_tokens_in_flight)
+        self._lock = threading.Condition()
+        self._labels: list[_Job] = []
+        self._reasoned: list[_Job] = []
+        self._running: list[_Job] = []
+        self._seconds_per_text = 0.0
+        self._closing = self._began = False
+        self._thread = threading.Thread(target=self._work, name="saywhy-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, texts: Sequence[str], mode: str, tell: Tell, pieces: bool = False) -> Asked:
+        """Take texts to be answered in one mode; see the contract.
+
+        Raises Full, Stopped, and RequestError for a text that cannot be asked.
+        """
+        rows = [text_row(self._ask.classifier.task, text, str(at)) for at, text in enumerate(texts)]
+        asked = Asked(self, mode, tell, pieces, len(rows))
+        with self._lock:
+            if self._closing:
+                raise Stopped("the server is stopping and takes no more requests")
+            waiting = len(self._labels) + len(self._reasoned)
+            if waiting + len(rows) > self._max_queue:
+                raise Full(max(1, math.ceil(waiting * self._seconds_per_text)))
+            queue = self._labels if mode == "label" else self._reasoned
+            queue += [_Job(asked, at, row) for at, row in enumerate(rows)]
+            self._lock.notify()
+        return asked
+
+    def forget(self, asked: Asked) -> None:
+        """Leave out what is not begun of a request."""
+        with self._lock:
+            for queue in (self._labels, self._reasoned):
+                queue[:] = [job for job in queue if job.asked is not asked]
+
+    def ready(self) -> bool:
+        """Tell whether the model is loaded, and its thread alive and taking requests."""
+        return self._began and not self._closing
+
+    def waiting(self) -> int:
+        """Count the texts that are not answered yet."""
+        return len(self._labels) + len(self._reasoned) + len(self._running)
+
+    def close(self) -> None:
+        """Take no more requests, and come back when those that were taken are answered."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            # Every prompt begins with the trunk; read here, no request has to wait for it.
+            _ = self._ask.classifier.trunk
+            self._began = True
+            while self._wait():
+                # In turns, so that however many labels are wanted, reasonings get on by a token at least.
+                self._answer(self._take(self._labels))
+                self._answer(self._take(self._reasoned))
+        finally:
+            # Also where something unforeseen ended the thread: nobody is left waiting.
+            with self._lock:
+                self._closing = True
+                left = [*self._running, *self._labels, *self._reasoned]
+                self._labels, self._reasoned = [], []
+            for job in left:
+                job.asked.tell(Failure("the engine stopped; the server's log says why", stopped=True))
+
+    def _wait(self) -> bool:
+        """Wait for texts; False where none will come."""
+        with self._lock:
+            if not self._labels and not self._reasoned:
+                self._lock.wait_for(lambda: self._labels or self._reasoned or self._closing)
+                if not self._closing:
+                    self._lock.wait_for(lambda: self._closing or self._full(), timeout=self._window)
+            return bool(self._labels or self._reasoned)
+
+    def _full(self) -> bool:
+        """Tell whether a batch would not become larger by waiting."""
+        return any(sum(job.length for job in queue) >= self._pass for queue in (self._labels, self._reasoned))
+
+    def _take(self, queue: list[_Job]) -> list[_Job]:
+        """Take the oldest text and those of its mode that are nearest in length, as many as one pass reads."""
+        with self._lock:
+            if not queue:
+                return []
+            oldest, taken, longest = queue[0], list[_Job](), 0.0
+            near = (job for job in queue if job.asked.mode == oldest.asked.mode)
+            for job in sorted(near, key=lambda job: (abs(job.length - oldest.length), job is not oldest)):
+                longest = max(longest, job.length)
+                if taken and longest * (len(taken) + 1) > self._pass:
+                    break
+                taken.append(job)
+            chosen = set(taken)
+            queue[:] = [job for job in queue if job not in chosen]
+            self._running += taken
+        return taken
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        """Ask the model about texts of one mode and tell what it says, or that it failed."""
+        if not jobs:
+            return
+        began = time.perf_counter()
+        mode = jobs[0].asked.mode
+        try:
+            rows = [replace(job.row, id=str(at)) for at, job in enumerate(jobs)]
+            watch = None if mode == "label" else self._watch(jobs)
+            for job, found in zip(jobs, self._ask.rows(rows, mode=mode, watch=watch), strict=True):
+                self._finish(job, found)
+        except FAILURES as problem:
+            # Where it happened and not what was said about it: that may quote a text.
+            where = "".join(traceback.format_tb(problem.__traceback__))
+            LOG.error("%s with %d texts in mode %s\n%s", type(problem).__name__, len(jobs), mode, where)
+            for job in jobs:
+                job.asked.tell(Failure("the model failed on a batch with this text; the server's log says where"))
+        with self._lock:
+            done = set(jobs)
+            self._running = [job for job in self._running if job not in done]
+            # A moving mean over batches, for what Retry-After says.
+            latest = (time.perf_counter() - began) / len(jobs)
+            self._seconds_per_text += 0.2 * (latest - self._seconds_per_text)
+
+    def _watch(self, jobs: Sequence[_Job]) -> Watch:
+        """Make what looks on between two tokens of a batch: it gives way to labels, and tells what was written."""
+        encoder = self._ask.classifier.lm.encoder
+
+        def watch(texts: Sequence[tuple[str, Sequence[int]]]) -> set[str]:
+            self._answer(self._take(self._labels))
+            for name, ids in texts:
+                job = jobs[int(name)]
+                if job.asked.pieces and not job.asked.gone:
+                    _show(job, settled(decode(encoder, ids)))
+            return {str(at) for at, job in enumerate(jobs) if job.asked.gone}
+
+        return watch
+
+    def _finish(self, job: _Job, found: Prediction) -> None:
+        if job.asked.pieces and found.reasoning is not None:
+            _show(job, found.reasoning)
+        job.asked.tell(Answer(job.index, found))
+
+
+def _show(job: _Job, text: str) -> None:
+    """Tell what a reasoning has gained, as long as it goes on as it began."""
+    if len(text) > len(job.shown) and text.startswith(job.shown):
+        job.asked.tell(Piece(job.index, text[len(job.shown) :]))
+        job.shown = text
+
+
+def settled(written: str) -> str:
+    """Give what will stand in the reasoning whatever is written next: the words before the label's cue.
+
+    Half of a character, and what may be the beginning of the cue, are kept back.
+    """
+    text = " ".join(written.partition(LABEL_CUE)[0].rstrip("\N{REPLACEMENT CHARACTER}").split())
+    begun = (LABEL_CUE[:n] for n in range(len(LABEL_CUE) - 1, 0, -1))
+    return text.removesuffix(next((part for part in begun if text.endswith(part)), "")).rstrip()
+
+
+def about(classifier: TextClassifier, name: str | None = None) -> About:
+    """Say what a classifier is, with what its modes gave and cost where it stands in a run; `name` for its task's."""
+    known, task = classifier.classifier, classifier.classifier.task
+    modes = {mode: ModeFigures() for mode in known.modes if mode != "adaptive" or known.threshold is not None}
+    run = known.folder.parent / "metrics.json" if known.folder is not None else None
+    if run is not None and run.exists():
+        found = store.read_json(run)["arms"].get(known.folder.name if known.folder else "", {"modes": {}})["modes"]
+        names = ("tokens_per_row", "rows_per_second", "accuracy")
+        for mode in modes.keys() & found.keys():
+            scores = found[mode]["test"] or {}
+            modes[mode] = ModeFigures(*(scores.get(one) for one in names))
+    return About(name or task.name, task, modes, classifier.mode)
+
+
+def open_engine(folder: str | Path, mode: str | None = None, name: str | None = None, max_queue: int = 1024) -> Engine:
+    """Load a model folder, or a run's recommended arm, as an engine; `name` is what its clients call it.
+
+    Raises RequestError for what `open_classifier` refuses, and for a task whose rows bring their own choices.
+    """
+    classifier = open_classifier(folder, mode)
+    if not classifier.classes_:
+        raise RequestError(
+            f"{folder}: each row of this task brings its own choices, which a server is not told; use saywhy predict"
+        )
+    return Engine(classifier, about(classifier, name), max_queue)
