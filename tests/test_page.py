@@ -8,17 +8,15 @@ import io
 import json
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fake_api import EMOTIONS, Fake, model, served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -27,179 +25,11 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH"),
 ]
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
-)
-KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
-EMOTIONS = {
-    "sadness": "loss, regret, feeling low",
-    "joy": "pleasure, pride, relief",
-    "love": "tenderness, longing, care",
-    "anger": "irritation, resentment, rage",
-    "fear": "worry, nervousness, dread",
-    "surprise": "wonder, being taken aback",
-}
-WORDS = {"alone": "sadness", "sing": "joy", "late": "anger", "dark": "fear"}
-
-
-def model(**changed: Any) -> dict[str, Any]:
-    """What /v1/models says of a task; `changed` replaces parts."""
-    figures = ("tokens_per_row", "rows_per_second", "accuracy")
-    modes = {"label": (17.2, 212.0, 0.671), "reason": (58.4, 31.5, 0.702), "vote": (223.0, None, None)}
-    return {
-        "task": "emotion",
-        "instruction": "Which emotion does the writer express?",
-        "labels": list(EMOTIONS),
-        "descriptions": EMOTIONS,
-        "ordinal": False,
-        "modes": {mode: dict(zip(figures, values, strict=True)) for mode, values in modes.items()},
-        "recommended": "reason",
-        **changed,
-    }
-
-
-@dataclass
-class Fake:
-    """The server: what it answers, whom it refuses, what it was asked.
-
-    `refusals` are taken one a request to classify: (status, headers, message, param). `held` streams nothing beyond the
-    first word of a text's reasoning until its event is set.
-    """
-
-    told: dict[str, Any] = field(default_factory=model)
-    key: str = ""
-    longest: int = 2000
-    most_texts: int = 1000
-    pace: float = 0.0
-    refusals: list[tuple[int, dict[str, str], str, str | None]] = field(default_factory=list)
-    held: dict[str, threading.Event] = field(default_factory=dict)
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    answered_at: list[float] = field(default_factory=list)
-    reasonings: dict[str, str] = field(default_factory=dict)
-    changes: dict[str, Any] = field(default_factory=dict)
-    url: str = ""
-
-    def answer(self, text: str, mode: str) -> dict[str, Any]:
-        labels = self.told["labels"]
-        label = next((WORDS[word] for word in WORDS if word in text and WORDS[word] in labels), labels[-1])
-        weight = {name: 1 / (2 + place) ** 2 for place, name in enumerate(labels)}
-        weight[label] = 3.0 + len(text) % 7
-        total = sum(weight.values())
-        probabilities = {name: value / total for name, value in weight.items()}
-        cue = next((word for word in WORDS if word in text), "nothing")
-        written = f"The writer says “{cue}”, which is a word for {label}; nothing in the text speaks against it."
-        places = enumerate(probabilities.values(), 1)
-        return {
-            "label": label,
-            "probability": probabilities[label],
-            "probabilities": probabilities,
-            "reasoning": None if mode == "label" else self.reasonings.get(text, written),
-            "expected": sum(place * share for place, share in places) if self.told["ordinal"] else None,
-            "abstained": False,
-            "tokens": 17.0 if mode == "label" else 58.0,
-            "forced": False,
-            **self.changes,
-        }
-
-
-def handler(fake: Fake) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def send(self, status: int, kind: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Type": kind, "Content-Security-Policy": POLICY, **(headers or {})}.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def refuse(self, status: int, headers: Mapping[str, str], message: str, param: str | None = None) -> None:
-            error = {"error": {"message": message, "type": "invalid_request_error", "param": param}}
-            self.send(status, "application/json", json.dumps(error).encode(), headers)
-
-        def let_in(self) -> bool:
-            if not fake.key or self.headers.get("Authorization") == f"Bearer {fake.key}":
-                return True
-            self.refuse(401, {"WWW-Authenticate": "Bearer"}, "The API key is missing or wrong.")
-            return False
-
-        def do_GET(self) -> None:
-            if self.path == "/v1/models":
-                if self.let_in():
-                    data = [{"id": "runs/emotion", "object": "model", "saywhy": fake.told}]
-                    self.send(200, "application/json", json.dumps({"object": "list", "data": data}).encode())
-                return
-            page = files("saywhy") / "serve" / "page" / (self.path.strip("/") or "index.html")
-            if page.is_file():
-                self.send(200, KINDS[Path(page.name).suffix], page.read_bytes())
-            else:
-                self.send(404 if self.path != "/favicon.ico" else 204, "text/plain", b"")
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if not self.let_in():
-                return
-            fake.asked.append(body)
-            fake.answered_at.append(time.monotonic())
-            long = next((i for i, text in enumerate(body["texts"]) if len(text) > fake.longest), None)
-            if fake.refusals:
-                self.refuse(*fake.refusals.pop(0))
-            elif len(body["texts"]) > fake.most_texts:
-                self.refuse(413, {}, f"At most {fake.most_texts} texts are taken at once.", "texts")
-            elif long is not None:
-                self.refuse(422, {}, f"The text is longer than {fake.longest} characters.", f"texts[{long}]")
-            elif body["stream"]:
-                self.stream(body)
-            else:
-                results = [fake.answer(text, body["mode"]) for text in body["texts"]]
-                time.sleep(fake.pace * len(results))
-                usage = {"tokens": sum(one["tokens"] for one in results), "seconds": 0.21}
-                said = {"model": "runs/emotion", "mode": body["mode"], "results": results, "usage": usage}
-                self.send(200, "application/json", json.dumps(said).encode())
-
-        def stream(self, body: dict[str, Any]) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.end_headers()
-            results = [fake.answer(text, body["mode"]) for text in body["texts"]]
-            try:
-                for index, (text, result) in enumerate(zip(body["texts"], results, strict=True)):
-                    for place, word in enumerate((result["reasoning"] or "").split(" ")):
-                        if result["reasoning"]:
-                            self.event("reasoning", {"index": index, "text": " " * (place > 0) + word})
-                        if place == 0 and text in fake.held:
-                            fake.held[text].wait(20)
-                        time.sleep(fake.pace)
-                    self.event("result", {"index": index, **result})
-                usage = {"tokens": sum(one["tokens"] for one in results), "seconds": 0.213}
-                self.event("done", {"model": "runs/emotion", "mode": body["mode"], "usage": usage})
-            except ConnectionError:
-                pass
-
-        def event(self, name: str, data: dict[str, Any]) -> None:
-            self.wfile.write(f"event: {name}\ndata: {json.dumps(data)}\n\n".encode())
-            self.wfile.flush()
-
-    return Handler
-
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    served = Fake()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(served))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    served.url = f"http://127.0.0.1:{server.server_port}/"
-    yield served
-    for event in served.held.values():
-        event.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -279,14 +109,20 @@ def table(content: bytes, delimiter: str = ",") -> list[dict[str, str]]:
 
 
 def test_a_text_gets_its_label_bars_and_reasoning(visit: Callable[..., Any], fake: Fake) -> None:
-    page = visit()
+    page = visit(reduced_motion="reduce")
     assert page.title() == "emotion – saywhy"
     assert page.inner_text("h1") == "Which emotion does the writer express?"
     ask(page, "i feel so alone tonight")
     card = answered(page)
     result = fake.answer("i feel so alone tonight", "reason")
     assert fake.asked == [
-        {"texts": ["i feel so alone tonight"], "mode": "reason", "reasoning": True, "probabilities": True, "stream": True}
+        {
+            "texts": ["i feel so alone tonight"],
+            "mode": "reason",
+            "reasoning": True,
+            "probabilities": True,
+            "stream": True,
+        }
     ]
     assert card.locator(".name").inner_text() == "sadness"
     assert card.locator(".meaning").inner_text() == EMOTIONS["sadness"]
@@ -295,7 +131,7 @@ def test_a_text_gets_its_label_bars_and_reasoning(visit: Callable[..., Any], fak
     bars = card.locator(".bars li")
     shown = {bar.locator("bdi").inner_text(): bar.locator(".value").inner_text() for bar in bars.all()}
     assert shown == {name: f"{share:.1%}" for name, share in result["probabilities"].items()}
-    assert list(shown)[0] == "sadness"
+    assert next(iter(shown)) == "sadness"
     widths = [bar.locator(".fill").bounding_box()["width"] for bar in bars.all()]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > 10 * widths[-1]
@@ -407,7 +243,11 @@ HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</scrip
 
 def test_hostile_and_right_to_left_text_stay_text(visit: Callable[..., Any], fake: Fake) -> None:
     fake.told = model(
-        task=HOSTILE, instruction=HOSTILE, labels=[HOSTILE, "שלום"], descriptions={HOSTILE: HOSTILE}, recommended="reason"
+        task=HOSTILE,
+        instruction=HOSTILE,
+        labels=[HOSTILE, "שלום"],
+        descriptions={HOSTILE: HOSTILE},
+        recommended="reason",
     )
     fake.reasonings = {HOSTILE: HOSTILE, "مرحبا": "مرحبا <b>"}
     fake.changes = {"label": HOSTILE, "probability": 0.5}
@@ -460,9 +300,22 @@ def test_a_csv_comes_back_classified_with_all_its_columns(visit: Callable[..., A
     assert page.locator("#preview li").count() == 3
 
 
+def test_a_file_can_be_dropped_anywhere(visit: Callable[..., Any]) -> None:
+    page = visit()
+    made = "const held = new DataTransfer(); held.items.add(new File(['text\\nalone\\n'], 'a.csv')); return held;"
+    held = page.evaluate_handle(f"() => {{ {made} }}")
+    page.dispatch_event("header", "dragover", {"dataTransfer": held})
+    page.wait_for_selector(".dragging")
+    page.dispatch_event("header", "drop", {"dataTransfer": held})
+    page.wait_for_selector("#file-name:text('a.csv: 1 row, 1 column')")
+    assert page.locator(".dragging").count() == 0
+    start(page)
+    assert table(downloaded(page))[0]["label"] == "sadness"
+
+
 def test_semicolons_a_byte_order_mark_and_taken_names_are_kept(visit: Callable[..., Any]) -> None:
     page = visit()
-    drop(page, "\ufeffcomment;label;n\n\"a;b alone\";x;1,5\n\nsing;y;2\n")
+    drop(page, '\ufeffcomment;label;n\n"a;b alone";x;1,5\n\nsing;y;2\n')
     start(page)
     content = downloaded(page)
     assert content.startswith("\ufeffcomment;label;n;predicted_label;predicted_probability".encode())
@@ -478,7 +331,7 @@ def test_formulas_are_guarded(visit: Callable[..., Any], fake: Fake) -> None:
     drop(page, "text\nalone\n=2+2\n")
     start(page)
     rows = table(downloaded(page))
-    assert [(row["text"], row["reasoning"]) for row in rows] == [("alone", "'=HYPERLINK(\"x\")"), ("=2+2", "'\t@x")]
+    assert [(row["text"], row["reasoning"]) for row in rows] == [("alone", '\'=HYPERLINK("x")'), ("=2+2", "'\t@x")]
     page.check("#guard")
     assert [row["text"] for row in table(downloaded(page))] == ["alone", "'=2+2"]
 
@@ -521,13 +374,13 @@ def test_a_long_file_shows_progress_is_cancelled_and_gone_on_with(visit: Callabl
     texts = [f"text {i} alone" for i in range(150)]
     drop(page, "text\n" + "\n".join(texts))
     start(page)
-    page.wait_for_function("document.getElementById('progress').value > 8")
-    assert "rows/s" in page.inner_text("#progress-text")
+    page.wait_for_selector("#preview li:nth-child(8)")
+    page.wait_for_selector("#progress-text:has-text('rows/s')")
     assert page.locator("#saved").is_hidden()
     page.keyboard.press("Escape")
     page.wait_for_selector("#saved:not([hidden])")
     done = len(table(downloaded(page)))
-    assert 8 < done < 150
+    assert 8 <= done < 150
     assert page.inner_text("#progress-text") == f"{done} of 150 rows, stopped"
     assert page.inner_text("#start") == f"Go on with row {done + 1}"
     page.check("[name=mode][value=label]", force=True)
@@ -677,7 +530,9 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_window(
     visit: Callable[..., Any], fake: Fake, scheme: str, width: int
 ) -> None:
     sync_playwright = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
-    page = visit(color_scheme=scheme, viewport={"width": width, "height": 740}, bypass_csp=True, reduced_motion="reduce")
+    page = visit(
+        color_scheme=scheme, viewport={"width": width, "height": 740}, bypass_csp=True, reduced_motion="reduce"
+    )
 
     def sound(where: str) -> None:
         found = sync_playwright.Axe().run(page).response["violations"]
@@ -722,21 +577,25 @@ def test_what_python_writes_as_csv_is_read_back(visit: Callable[..., Any]) -> No
 
     def kept(rows: list[list[str]], delimiter: str, ending: str) -> None:
         out = io.StringIO(newline="")
-        csv.writer(out, delimiter=delimiter, lineterminator=ending).writerows([["a", "b"], *rows])
+        # Python before 3.13 puts quotes only around the characters of its own line end.
+        quoting = csv.QUOTE_MINIMAL if ending == "\r\n" else csv.QUOTE_ALL
+        csv.writer(out, delimiter=delimiter, lineterminator=ending, quoting=quoting).writerows([["a", "b"], *rows])
         read = page.evaluate(f"(text) => {FORMATS % 'formats.parseCsv(text)'}", out.getvalue())
         assert [read["columns"], *read["rows"]] == [["a", "b"], *rows]
         assert read["delimiter"] == delimiter
         written = page.evaluate(f"([rows, mark]) => {FORMATS % 'formats.writeCsv(rows, mark)'}", [rows, delimiter])
         assert list(csv.reader(io.StringIO(written, newline=""), delimiter=delimiter, strict=True)) == rows
 
-    cells = st.text(st.sampled_from(list('ab",;\t\r\n\'=é\u2028')), max_size=6)
+    cells = st.text(st.sampled_from(list("ab\",;\t\r\n'=é\u2028")), max_size=6)
     rows = st.lists(st.lists(cells, min_size=2, max_size=2), min_size=1, max_size=4)
     given(rows, st.sampled_from(",;\t"), st.sampled_from(["\n", "\r\n", "\r"]))(settings(max_examples=80)(kept))()
 
 
 def test_an_event_stream_is_read_however_it_is_cut(visit: Callable[..., Any]) -> None:
     page = visit()
-    stream = ": hello\n\nevent: a\r\ndata: 1\r\n\r\ndata:2\ndata: 3\n\nevent: empty\n\nevent: ü\ndata: {\"x\": \"a: b\"}\n\nrest"
+    stream = (
+        ': hello\n\nevent: a\r\ndata: 1\r\n\r\ndata:2\ndata: 3\n\nevent: empty\n\nevent: ü\ndata: {"x": "a: b"}\n\nrest'
+    )
     read = """(pieces) => import('/formats.js').then(({parseEvents}) => pieces.reduce(({events, rest}, piece) => {
         const read = parseEvents(rest + piece);
         return {events: [...events, ...read.events], rest: read.rest};

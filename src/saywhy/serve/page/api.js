@@ -2,11 +2,23 @@
 
 import { parseEvents, retryAfter } from "./formats.js";
 
-/** What the server refused, with its HTTP status (0: there was no answer) and the field it named. */
+// What to do about a status; 0: there was no answer.
+const FIXES = {
+  0: "Look whether saywhy serve is still running, then try again.",
+  401: "Try again, and give the key.",
+  413: "That is more than the server takes at once. Shorten the text and try again.",
+  422: "Change what the message names, then try again.",
+  500: "The server's own output says more. Try again.",
+  503: "The server is starting or stopping. Try again in a moment.",
+  504: "Choose a mode that computes fewer tokens, or shorten the text.",
+};
+
+/** What the server refused: its HTTP status, and the fix in words with the field it named. */
 export class Refusal extends Error {
   constructor(status, message, param = null) {
     super(message);
-    Object.assign(this, { status, param });
+    const field = param ? ` Field: ${param}.` : "";
+    Object.assign(this, { status, fix: (FIXES[status] ?? "") + field });
   }
 }
 

@@ -17,15 +17,6 @@ const MODES = {
   ensemble: "the mean of label and reason",
   adaptive: "label, and reason where the label is not sure enough",
 };
-const FIXES = {
-  0: "Look whether saywhy serve is still running, then try again.",
-  401: "Try again, and give the key.",
-  413: "That is more than the server takes at once. Shorten the text and try again.",
-  422: "Change what the message names, then try again.",
-  500: "The server's own output says more. Try again.",
-  503: "The server is starting or stopping. Try again in a moment.",
-  504: "Choose a mode that computes fewer tokens, or shorten the text.",
-};
 const CTRL = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘ ↵" : "Ctrl ↵";
 
 // `asking` and `filing` are AbortControllers: a run that finds another in its place has been overtaken.
@@ -41,8 +32,7 @@ const template = (id) => $(id).content.cloneNode(true).firstElementChild;
 const tell = (words) => ($("status").textContent = words);
 
 function make(tag, className = "", ...children) {
-  const node = document.createElement(tag);
-  node.className = className;
+  const node = Object.assign(document.createElement(tag), { className });
   node.append(...children);
   return node;
 }
@@ -56,9 +46,8 @@ function show(node, text) {
 }
 
 function trouble(error, again) {
-  const fix = `${FIXES[error.status] ?? ""}${error.param ? ` Field: ${error.param}.` : ""}`;
   const button = Object.assign(make("button", "", "Try again"), { type: "button", onclick: again, hidden: !again });
-  $("trouble").replaceChildren(make("b", "", error.message), make("p", "", fix), button);
+  $("trouble").replaceChildren(make("b", "", error.message), make("p", "", error.fix ?? ""), button);
   $("trouble").hidden = false;
 }
 
@@ -76,7 +65,10 @@ function fold(button, items, limit, name = "labels") {
   };
   button.ariaExpanded ??= "false";
   button.hidden = items.length <= limit;
-  button.onclick = () => paint((button.ariaExpanded = String(button.ariaExpanded !== "true")));
+  button.onclick = () => {
+    button.ariaExpanded = String(button.ariaExpanded !== "true");
+    paint();
+  };
   paint();
 }
 
@@ -107,8 +99,8 @@ function paintModel({ id, saywhy: { task, instruction, labels, descriptions, ord
   $("labels").replaceChildren(...items);
   fold($("empty").querySelector(".more"), items, described ? 12 : 24);
   $("empty").hidden = state.answered !== null;
-  const cheapest = Math.min(...Object.values(modes).map((figures) => figures.tokens_per_row ?? Infinity));
-  const cards = Object.entries(modes).map(([name, figures]) => modeCard(name, figures, cheapest, name === recommended));
+  const cheapest = Math.min(...Object.values(modes).map((one) => one.tokens_per_row ?? Infinity));
+  const cards = Object.entries(modes).map(([name, one]) => modeCard(name, one, cheapest, name === recommended));
   $("modes").replaceChildren($("modes").firstElementChild, ...cards);
   if (!mode()) cards[0].querySelector("input").checked = true;
   modeChanged();
@@ -169,11 +161,13 @@ function busy(form, on) {
 /** Ask the person for the API key; what they give stays in memory. */
 function askKey(wrong) {
   $("key-title").textContent = wrong ? "That key was not accepted" : "This server asks for a key";
-  $("key").value = "";
   $("key-dialog").showModal();
   return new Promise((done, refuse) => {
     $("key-form").onsubmit = () => done($("key").value.trim());
-    $("key-dialog").onclose = () => refuse(new Refusal(401, "The server answers only with its API key."));
+    $("key-dialog").onclose = () => {
+      $("key").value = "";
+      refuse(new Refusal(401, "The server answers only with its API key."));
+    };
   });
 }
 
@@ -303,13 +297,15 @@ function paintHere(texts, answered, words) {
 async function openFile(chosen) {
   if (!chosen) return;
   state.filing?.abort();
-  state.file = null;
+  Object.assign(state, { chosen, file: null });
   $("ready").hidden = $("file-answers").hidden = $("trouble").hidden = true;
   if (chosen.size > MOST_BYTES)
     return trouble(new Error("This file is larger than 50 MB. Use saywhy predict RUN --input FILE --output FILE."));
   try {
     const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-    state.file = { name: chosen.name, answers: [], batch: 8, ...parseCsv(decoder.decode(await chosen.arrayBuffer())) };
+    const bytes = await chosen.arrayBuffer();
+    if (state.chosen !== chosen) return;
+    state.file = { name: chosen.name, answers: [], batch: 8, ...parseCsv(decoder.decode(bytes)) };
   } catch (error) {
     const other = new Error("This file is not UTF-8. Save it as “CSV UTF-8” and drop it again.");
     return trouble(error instanceof TypeError ? other : error);
@@ -337,7 +333,6 @@ function fileChanged() {
   if (!file) return;
   const column = $("column").value;
   const sample = column === "" ? [] : file.rows.slice(0, 3).map((row) => row[column] || "(empty)");
-  $("sample").hidden = !sample.length;
   $("sample").replaceChildren(...sample.map((text) => foreign("li", "", text)));
   const all = `Classify ${plural(file.rows.length, "row")}`;
   $("start").textContent = goesOn(file) ? `Go on with row ${number(file.answers.length + 1)}` : all;
@@ -384,7 +379,9 @@ async function nextBatch(file, signal, waiting) {
   const done = file.answers.length;
   const texts = file.rows.slice(done, done + file.batch).map((row) => row[file.column]);
   const asked = performance.now();
-  file.answers.push(...(await askAll(file, texts, signal, waiting)));
+  const filled = texts.filter((text) => text.trim());
+  const answers = filled.length ? await askAll(file, filled, signal, waiting) : [];
+  file.answers.push(...texts.map((text) => (text.trim() ? answers.shift() : { error: "The text is empty." })));
   const fits = Math.round((texts.length * SECONDS_A_BATCH * 1000) / (performance.now() - asked));
   file.batch = Math.max(1, Math.min(fits, 2 * texts.length, file.most ?? MOST_BATCH));
   if (file.answers.length >= 10 && file.answers.every(({ error }) => error))
@@ -393,7 +390,6 @@ async function nextBatch(file, signal, waiting) {
 
 /** Ask for texts. What is refused together is asked in halves, so that one text cannot stop a file. */
 async function askAll(file, texts, signal, waiting) {
-  if (texts.length === 1 && !texts[0].trim()) return [{ error: "The text is empty." }];
   try {
     const body = { texts, mode: file.mode, reasoning: true, probabilities: true, stream: false };
     return (await (await call("v1/classify", { body, signal, waiting })).json()).results;
@@ -420,8 +416,8 @@ function paintFile(file, speed, wait) {
   const bars = counts.map(([name, count]) => ({ name, share: count / done, value: number(count), best: true }));
   paintBars($("tally"), bars);
   fold($("file-answers").querySelector(".more"), [...$("tally").children], SHOWN);
-  const shown = file.answers.slice(0, SHOWN);
-  $("preview").replaceChildren(...shown.map((answer, i) => previewed(file.rows[i][file.column], answer)));
+  const first = file.answers.slice(0, SHOWN).map((answer, i) => previewed(file.rows[i][file.column], answer));
+  $("preview").replaceChildren(...first);
   $("saved").hidden = Boolean(state.filing) || !done;
   if (!$("saved").hidden) offer(file);
 }
@@ -437,8 +433,7 @@ function offer(file) {
   const { csv, names } = classifiedCsv(file, file.answers, { ordinal, safe: $("guard").checked });
   URL.revokeObjectURL(state.url);
   state.url = URL.createObjectURL(new Blob([csv], { type: "text/csv" }));
-  $("download").href = state.url;
-  $("download").download = `${file.name.replace(/\.[^.]*$/, "")}-classified.csv`;
+  Object.assign($("download"), { href: state.url, download: `${file.name.replace(/\.[^.]*$/, "")}-classified.csv` });
   const size = plural(file.answers.length, "row");
   $("download-note").textContent = `${size}: all columns of the file, and ${names.join(", ")}.`;
 }
@@ -460,7 +455,10 @@ function dropped(event) {
 function listen() {
   for (const key of document.querySelectorAll(".ctrl")) key.textContent = CTRL;
   for (const form of [$("ask"), $("file")]) {
-    form.onsubmit = (event) => go(event.preventDefault());
+    form.onsubmit = (event) => {
+      event.preventDefault();
+      go();
+    };
     form.querySelector(".cancel").onclick = cancel;
   }
   $("views").onchange = viewChanged;
@@ -472,8 +470,10 @@ function listen() {
   $("key-cancel").onclick = () => $("key-dialog").close();
   document.onkeydown = (event) => {
     if ($("key-dialog").open || event.isComposing) return;
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) go(event.preventDefault());
     if (event.key === "Escape") cancel();
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    go();
   };
   document.ondragover = (event) => {
     event.preventDefault();
