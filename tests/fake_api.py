@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
 KINDS = {
@@ -139,7 +139,7 @@ def handler(fake: Fake) -> type[BaseHTTPRequestHandler]:
             if fake.refusals:
                 self.refuse(*fake.refusals.pop(0))
             elif len(body["texts"]) > fake.most_texts:
-                self.refuse(413, {}, f"At most {fake.most_texts} texts are taken at once.", "texts")
+                self.refuse(422, {}, f"At most {fake.most_texts} texts are taken at once.", "texts")
             elif long is not None:
                 self.refuse(422, {}, f"The text is longer than {fake.longest} characters.", f"texts[{long}]")
             elif body["stream"]:

@@ -12,13 +12,15 @@ const FIXES = {
   503: "The server is starting or stopping. Try again in a moment.",
   504: "Choose a mode that computes fewer tokens, or shorten the text.",
 };
+// An error inside a stream comes too late for a status of its own.
+const STATUS = { timeout_error: 504, unavailable_error: 503 };
 
-/** What the server refused: its HTTP status, and the fix in words with the field it named. */
+/** What the server refused: its HTTP status, the field it named, and the fix in words. */
 export class Refusal extends Error {
   constructor(status, message, param = null) {
     super(message);
-    const field = param ? ` Field: ${param}.` : "";
-    Object.assign(this, { status, fix: (FIXES[status] ?? "") + field });
+    const field = param && !message.includes(param) ? ` Field: ${param}.` : "";
+    Object.assign(this, { status, param, fix: (FIXES[status] ?? "") + field });
   }
 }
 
@@ -72,7 +74,7 @@ export async function* streamed(response) {
     text = rest;
     for (const { event, data } of events) {
       const said = JSON.parse(data);
-      if (event === "error") throw new Refusal(500, said.error.message, said.error.param);
+      if (event === "error") throw new Refusal(STATUS[said.error.type] ?? 500, said.error.message, said.error.param);
       yield { event, said };
       if (event === "done") return;
     }

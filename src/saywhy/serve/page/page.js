@@ -397,7 +397,7 @@ async function askAll(file, texts, signal, waiting) {
     if (![413, 422, 504].includes(error.status)) throw error;
     if (texts.length === 1) return [{ error: error.message }];
     const half = Math.ceil(texts.length / 2);
-    if (error.status !== 422) file.most = half;
+    if (error.status !== 422 || error.param === "texts") file.most = half;
     const first = await askAll(file, texts.slice(0, half), signal, waiting);
     return [...first, ...(await askAll(file, texts.slice(half), signal, waiting))];
   }
