@@ -23,7 +23,7 @@ from saywhy.serve import Answer, Event, Failure, Full, Piece, Stopped
 
 pytest_plugins = ["runs"]
 TASK = Task("moods", "Which mood?", ("joy", "no"))
-TEXTS = ["so alone tonight", "a lovely morning", "", "7", "the birds are singing and so am i, " * 3, "in to of"]
+TEXTS = ["so alone tonight", "a lovely morning", "", "tonight 7", "the birds are singing and so am i, " * 3, "in to of"]
 PATIENCE = 60
 
 
