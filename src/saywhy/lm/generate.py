@@ -23,8 +23,6 @@ EXPECTED = 0.25
 # How many of the likeliest tokens are sorted at first, and then where these do not hold `top_p` of the probability: to
 # sort a whole vocabulary takes longer than the model itself (LOG.md, 2026-11-21).
 FEW = (256, 4096)
-# Rounding moves a sum of probabilities by less.
-ROUNDING = 1e-6
 # Told between two tokens which rows still write and what each has so far; names those that nobody waits for any more.
 Watch = Callable[[Sequence[tuple[int, Sequence[int]]]], Collection[int]]
 
@@ -249,8 +247,8 @@ def _among(chance: Tensor, count: int, top_p: float, drawn: Tensor) -> tuple[Ten
         order = some.gather(1, place)
     total = likely.cumsum(-1)
     kept = likely.masked_fill(total - likely >= top_p, 0.0)
-    # Nothing that was left out belongs to the set, nor is as likely as anything that does.
-    certain = (total[:, -1] >= top_p + ROUNDING) & ~((kept > 0) & (likely == likely[:, -1:])).any(-1)
+    # All that is in the set is likelier than the last one here, so nothing that was left out belongs to it.
+    certain = ~((kept > 0) & (likely == likely[:, -1:])).any(-1)
     total = kept.cumsum(-1)
     pick = (total <= (drawn * total[:, -1].double())[:, None].to(total.dtype)).sum(-1, keepdim=True)
     # A draw next to 1 is rounded up to 1, where only tokens without any probability are left.
