@@ -291,9 +291,10 @@ def _until(
         raise RequestError("--workers is for --engine ray; leave it out, or add --engine ray")
     _quiet()
     from saywhy import pipeline
+    from saywhy.pipeline.stage import here
     from saywhy.spread import ray_engine
 
-    with ray_engine(workers) if engine == "ray" else nullcontext(pipeline.here) as spread:
+    with ray_engine(workers) if engine == "ray" else nullcontext(here) as spread:
         folder = output or Path("runs") / settings.task.name
         return pipeline.run(settings, folder, until=stage, resume=resume, spread=spread)
 
