@@ -27,7 +27,7 @@ FLOORS = {
     3: {"data", "evaluate"},
     4: {"report", "card", "serve", "lm"},
     5: {"train", "teachers", "predict", "doctor"},
-    6: {"reasoner", "reasonings", "support", "classifier", "probe", "export"},
+    6: {"reasoner", "reasonings", "support", "classifier", "probe", "export", "spread"},
     7: {"pipeline"},
     8: {"study", "estimator", "demo", "dryrun", "labelling"},
     9: {"cli"},

@@ -6,6 +6,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +37,10 @@ Keep = Annotated[
 ]
 TokensPerRow = Annotated[
     float | None, typer.Option("--tokens-per-row", help="budget: at most so many computed tokens a row on average")
+]
+
+Resume = Annotated[
+    str, typer.Option(help="teachers' earlier answers: never (ask anew), always (there must be some), if_possible")
 ]
 
 
@@ -107,15 +112,27 @@ def run(
     sets: Sets = None,
     keep: Keep = None,
     tokens_per_row: TokensPerRow = None,
+    resume: Resume = "if_possible",
 ) -> None:
     """Do the whole method, from labelled rows to a report."""
-    _finish(_until("report", config, output, [*(sets or ()), *_budget(keep, tokens_per_row)]))
+    _finish(_until("report", config, output, [*(sets or ()), *_budget(keep, tokens_per_row)], resume))
 
 
 @app.command()
-def reason(config: ConfigFile, output: Folder = None, sets: Sets = None) -> None:
+def reason(
+    config: ConfigFile,
+    output: Folder = None,
+    sets: Sets = None,
+    resume: Resume = "if_possible",
+    engine: Annotated[
+        str, typer.Option(help="where teachers write: here, or ray (the cluster of RAY_ADDRESS, else a local one)")
+    ] = "here",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="with --engine ray; default: one a GPU, else one a machine")
+    ] = None,
+) -> None:
     """Train the reasoner and write the reasonings."""
-    print(f"reasonings are in {_until('reason', config, output, sets)}")
+    print(f"reasonings are in {_until('reason', config, output, sets, resume, engine, workers)}")
 
 
 @app.command()
@@ -326,12 +343,28 @@ def _budget(keep: float | None, tokens_per_row: float | None) -> list[str]:
     return [f"evaluate.budget.{name}={value}" for name, value in given.items() if value is not None]
 
 
-def _until(stage: str, config: Path, output: Path | None, sets: list[str] | None) -> Path:
+def _until(
+    stage: str,
+    config: Path,
+    output: Path | None,
+    sets: list[str] | None,
+    resume: str = "if_possible",
+    engine: str = "here",
+    workers: int | None = None,
+) -> Path:
     settings = load(config, sets or ())
+    if engine not in ("here", "ray"):
+        raise RequestError(f"--engine {engine}: there is no such engine; name here or ray")
+    if engine == "here" and workers is not None:
+        raise RequestError("--workers is for --engine ray; leave it out, or add --engine ray")
     _quiet()
     from saywhy import pipeline
+    from saywhy.pipeline.stage import here
+    from saywhy.spread import ray_engine
 
-    return pipeline.run(settings, output or Path("runs") / settings.task.name, until=stage)
+    with ray_engine(workers) if engine == "ray" else nullcontext(here) as spread:
+        folder = output or Path("runs") / settings.task.name
+        return pipeline.run(settings, folder, until=stage, resume=resume, spread=spread)
 
 
 def _quiet() -> None:

@@ -24,6 +24,7 @@ from saywhy.records import Prediction, RequestError, Row
 from saywhy.version import versions
 
 STAGES = ("reason", "train", "evaluate", "report")
+RESUME = ("never", "always", "if_possible")
 # They cost several answers for one.
 ON_REQUEST = ("vote", "ensemble")
 Ask = Callable[[str, str, Sequence[Row]], evaluate.Answers]
@@ -42,8 +43,11 @@ def run(
 
     A stage whose stamp matches is not repeated. `more_checks` stand beside the checks that the config names. `resume`
     says what becomes of the answers that teachers gave before: if_possible uses them, always wants some and asks again
-    where a teacher failed, never begins anew. What the request lacks is said before anything is written.
+    where a teacher failed, never begins anew. `spread` may let teachers write on several machines. What the request
+    lacks is said before anything is written.
     """
+    if resume not in RESUME:
+        raise RequestError(f"--resume {resume}: there is no such way; name one of {', '.join(RESUME)}")
     arms = _taught(config)
     refuse_early(config, until)
     data = read(config)

@@ -72,7 +72,7 @@ def asked_as_it_is(config: Config, name: str, title: str, base: tuple[str, str] 
         drawn = settings.sampling.model_dump()
         begin = partial(open_api, api, settings.sampling, config.seed, instruction, place)
         told = {**identity, "sampling": drawn, "seed": config.seed}
-        return Writer(title, told, begin, remote=True, sampling=drawn)
+        return Writer(title, told, begin, at_once=api.concurrency, remote=True, sampling=drawn)
     if own is not None and own.local is not None:
         base = (own.local, base_hash(own.local))
     if base is None:

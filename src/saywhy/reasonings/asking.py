@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 
 from saywhy import journal, store
 from saywhy.journal import Attempt, Journal
-from saywhy.teachers import Draft, Question, Teacher, Writer
+from saywhy.teachers import Answered, Draft, Group, Question, Teacher, Writer
 
 # What a question that got no answer has instead of a reasoning's reason.
 NOT_ANSWERED = "not_answered"
@@ -36,46 +37,64 @@ def ask(
     of a group are kept together: after a kill the same group is asked, and writes the same texts to the last bit. A
     remote teacher's answers are kept one by one.
     """
+    return ask_several(book, writer, [questions], note)[0]
+
+
+def ask_several(
+    book: Journal,
+    writer: Writer,
+    several: Sequence[Sequence[Question]],
+    note: Callable[[Draft], None] = lambda draft: None,
+) -> list[list[Draft]]:
+    """Ask several lists of questions at once, each in the groups that it is asked in alone."""
+    questions = [q for some in several for q in some]
     if writer.given:
         found = {at: draft for at, draft in writer.begin()(questions)}
-        return [found[at] for at in range(len(questions))]
-    keys = keys_of(writer, questions)
-    held = journal.answers(book, keys)
-    drafts = [_draft(held[key]) if key in held else Draft("", failed=NOT_ANSWERED) for key in keys]
-    for group in _groups(writer, questions):
-        if missing := [at for at in group if drafts[at].failed]:
-            for at, draft in _asked(book, writer, questions, keys, missing):
-                note(draft)
-                drafts[at] = draft
-    return drafts
+        drafts = [found[at] for at in range(len(questions))]
+    else:
+        keys = keys_of(writer, questions)
+        held = journal.answers(book, keys)
+        drafts = [_draft(held[key]) if key in held else Draft("", failed=NOT_ANSWERED) for key in keys]
+        groups = [[at for at in group if drafts[at].failed] for group in _groups(writer, several)]
+        for at, draft in _asked(book, writer, questions, keys, [group for group in groups if group]):
+            note(draft)
+            drafts[at] = draft
+    rest = iter(drafts)
+    return [list(islice(rest, len(some))) for some in several]
 
 
-def _groups(writer: Writer, questions: Sequence[Question]) -> Iterator[list[int]]:
+def _groups(writer: Writer, several: Sequence[Sequence[Question]]) -> Iterator[list[int]]:
     """Put questions of like length together, the longest first: a group is read and written side by side."""
-    order = sorted(range(len(questions)), key=lambda at: (-sum(map(len, questions[at].pieces)), at))
-    size = max(1, len(order)) if writer.remote else writer.at_once
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    begin = 0
+    for some in several:
+        order = sorted(range(len(some)), key=lambda at: (-sum(map(len, some[at].pieces)), at))
+        size = max(1, len(order)) if writer.remote else writer.at_once
+        for start in range(0, len(order), size):
+            yield [begin + at for at in order[start : start + size]]
+        begin += len(some)
 
 
 def _asked(
-    book: Journal, writer: Writer, questions: Sequence[Question], keys: Sequence[bytes], missing: Sequence[int]
+    book: Journal, writer: Writer, questions: Sequence[Question], keys: Sequence[bytes], groups: Sequence[Sequence[int]]
 ) -> Iterator[tuple[int, Draft]]:
-    """Ask some questions and keep what comes; a group of a local teacher is kept when it is whole."""
+    """Ask some groups and keep what comes; a group of a local teacher is kept when it is whole."""
+    if not groups:
+        return
+    spread = writer.spread or partial(_one_after_another, writer)
+    for number, answered in spread([[questions[at] for at in group] for group in groups]):
+        new = [(groups[number][place], draft) for place, draft in answered]
+        journal.keep(book, [_attempt(writer, questions[at], keys[at], draft) for at, draft in new])
+        yield from new
+
+
+def _one_after_another(writer: Writer, groups: Sequence[Group]) -> Iterator[Answered]:
+    """Put groups to a teacher in this process."""
     teacher: Teacher = writer.begin()
-    waiting: list[Attempt] = []
-    done: list[tuple[int, Draft]] = []
-    for place, draft in teacher([questions[at] for at in missing]):
-        at = missing[place]
-        attempt = _attempt(writer, questions[at], keys[at], draft)
+    for number, group in enumerate(groups):
         if writer.remote:
-            journal.keep(book, [attempt])
-            yield at, draft
+            yield from ((number, [answer]) for answer in teacher(group))
         else:
-            waiting.append(attempt)
-            done.append((at, draft))
-    journal.keep(book, waiting)
-    yield from done
+            yield number, list(teacher(group))
 
 
 def _attempt(writer: Writer, question: Question, key: bytes, draft: Draft) -> Attempt:

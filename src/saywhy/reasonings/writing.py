@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from saywhy import store
 from saywhy.checks import Check, Index, index
@@ -13,13 +15,16 @@ from saywhy.config import Reasonings
 from saywhy.journal import Journal
 from saywhy.progress import Advance, track
 from saywhy.prompts import merged_question, row_question
-from saywhy.reasonings.asking import NOT_ANSWERED, ask
+from saywhy.reasonings.asking import NOT_ANSWERED, ask_several
 from saywhy.reasonings.judging import MERGED, Measured, extra_of, verdicts, with_figures
 from saywhy.reasonings.parts import path_of, summary, write_part
 from saywhy.records import LABEL_CUE, REASONING_CUE, Candidate, Row, Task, WorkError
 from saywhy.teachers import Draft, Question, Writer
 
 ROWS_PER_PART = 1000
+# So many parts are asked at once where a teacher is spread, so that no worker waits at the end of each.
+PARTS_AHEAD = 16
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def write(folder: Path, job: Job, book: Journal, measured: Callable[[], Measured
     candidates are judged, and rows without a kept one asked again. Every candidate keeps its row, whatever the verdict.
     Raises WorkError where no reasoning is kept for any row.
     """
-    parts = [job.rows[start : start + ROWS_PER_PART] for start in range(0, len(job.rows), ROWS_PER_PART)]
+    parts = _parts(job)
     missing = {number for number in range(len(parts)) if not path_of(folder, number).exists()}
     if missing:
         said = ((row.text, one.reasoning) for row, one in _first(job, book, "reasonings: written"))
@@ -53,12 +58,13 @@ def write(folder: Path, job: Job, book: Journal, measured: Callable[[], Measured
         extra = _extra(court, parts)
         with track("reasonings: judged", len(job.rows), "rows") as advance:
             kept = judged = 0
-            for number, part in enumerate(parts):
-                if number in missing:
-                    candidates = _judged(court, part, extra)
-                    write_part(path_of(folder, number), part, candidates, _sampling(job))
+            advance(sum(len(part) for number, part in enumerate(parts) if number not in missing), 0, "")
+            for numbers in _together(job, sorted(missing)):
+                every = _judged(court, [parts[number] for number in numbers], extra)
+                for number, candidates in zip(numbers, every, strict=True):
+                    write_part(path_of(folder, number), parts[number], candidates, _sampling(job))
                     kept, judged = kept + sum(one.kept for one in candidates), judged + len(candidates)
-                advance(len(part), 0, f"kept {kept / judged:.0%}" if judged else "")
+                    advance(len(parts[number]), 0, f"kept {kept / judged:.0%}" if judged else "")
     found = summary(folder)
     if not found["kept"]:
         reasons = ", ".join(f"{name} {count}" for name, count in found["dropped"].items())
@@ -91,31 +97,54 @@ class _Court:
     measured: Measured | None
 
 
+def _parts(job: Job) -> list[Sequence[Row]]:
+    return [job.rows[start : start + ROWS_PER_PART] for start in range(0, len(job.rows), ROWS_PER_PART)]
+
+
+def _together(job: Job, parts: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Say which parts are asked at once: several where a teacher is spread."""
+    writers = [*job.writers, *([job.merger] if job.merger else [])]
+    size = PARTS_AHEAD if any(writer.spread for writer in writers) else 1
+    return (parts[start : start + size] for start in range(0, len(parts), size))
+
+
 def _first(job: Job, book: Journal, title: str) -> Iterator[tuple[Row, Candidate]]:
     """Ask every row the first time, part by part."""
     each = sum(1 if writer.given else job.settings.candidates for writer in job.writers)
     with track(title, len(job.rows) * each, "candidates", bool(title)) as advance:
-        for start in range(0, len(job.rows), ROWS_PER_PART):
-            part = job.rows[start : start + ROWS_PER_PART]
-            rows = {row.id: row for row in part}
-            yield from ((rows[one.row_id], one) for one in _candidates(job, book, part, 0, advance))
+        for parts in _together(job, _parts(job)):
+            for part, found in zip(parts, _candidates(job, book, parts, 0, advance), strict=True):
+                rows = {row.id: row for row in part}
+                yield from ((rows[one.row_id], one) for one in found)
 
 
-def _candidates(job: Job, book: Journal, rows: Sequence[Row], attempt: int, advance: Advance) -> list[Candidate]:
+def _candidates(
+    job: Job, book: Journal, parts: Sequence[Sequence[Row]], attempt: int, advance: Advance
+) -> list[list[Candidate]]:
     """Ask every teacher for the candidates of one round; what came with the rows is heard in the first one only."""
-    found: list[Candidate] = []
+    found: list[list[Candidate]] = [[] for _ in parts]
     for writer in job.writers:
         if writer.given and attempt:
             continue
         indices = (
             [0] if writer.given else [attempt * job.settings.candidates + k for k in range(job.settings.candidates)]
         )
-        questions = [Question(row.id, row_question(job.task, row), index) for row in rows for index in indices]
-        found += _answered(book, writer, questions, advance)
-    return found if job.merger is None else _merged(job, book, job.merger, rows, found, advance)
+        several = [
+            [Question(row.id, row_question(job.task, row), index) for row in rows for index in indices]
+            for rows in parts
+        ]
+        _extend(found, _answered(book, writer, several, advance))
+    return found if job.merger is None else _merged(job, book, job.merger, parts, found, advance)
 
 
-def _answered(book: Journal, writer: Writer, questions: Sequence[Question], advance: Advance) -> list[Candidate]:
+def _extend(found: Sequence[list[Candidate]], more: Sequence[Sequence[Candidate]]) -> None:
+    for of_part, new in zip(found, more, strict=True):
+        of_part.extend(new)
+
+
+def _answered(
+    book: Journal, writer: Writer, several: Sequence[Sequence[Question]], advance: Advance
+) -> list[list[Candidate]]:
     new = 0
 
     def note(draft: Draft) -> None:
@@ -123,27 +152,54 @@ def _answered(book: Journal, writer: Writer, questions: Sequence[Question], adva
         new += not draft.failed
         advance(not draft.failed, draft.tokens, "")
 
-    drafts = ask(book, writer, questions, note)
-    advance(len(drafts) - new, 0, "")
+    drafts = ask_several(book, writer, several, note)
+    advance(sum(map(len, drafts)) - new, 0, "")
     return [
-        Candidate(
-            q.row_id,
-            draft.reasoning,
-            writer.name,
-            q.index,
-            draft.cut,
-            draft.tokens,
-            prompt_hash=store.hash_of(q.pieces),
-            dropped_because=NOT_ANSWERED if draft.failed else "",
-        )
-        for q, draft in zip(questions, drafts, strict=True)
+        [_candidate(writer, q, draft) for q, draft in zip(questions, some, strict=True)]
+        for questions, some in zip(several, drafts, strict=True)
     ]
 
 
+def _candidate(writer: Writer, question: Question, draft: Draft) -> Candidate:
+    return Candidate(
+        question.row_id,
+        draft.reasoning,
+        writer.name,
+        question.index,
+        draft.cut,
+        draft.tokens,
+        prompt_hash=store.hash_of(question.pieces),
+        dropped_because=NOT_ANSWERED if draft.failed else "",
+    )
+
+
 def _merged(
-    job: Job, book: Journal, merger: Writer, rows: Sequence[Row], found: Sequence[Candidate], advance: Advance
-) -> list[Candidate]:
+    job: Job,
+    book: Journal,
+    merger: Writer,
+    parts: Sequence[Sequence[Row]],
+    found: Sequence[Sequence[Candidate]],
+    advance: Advance,
+) -> list[list[Candidate]]:
     """Let one teacher make one reasoning of each round of several; where only one wrote, that one stands as it is."""
+    left, several = [], []
+    for rows, some in zip(parts, found, strict=True):
+        by_id = {row.id: row for row in rows}
+        sources = _sources(job, some)
+        several.append(
+            [
+                Question(name, merged_question(job.task, by_id[name], [some[at].reasoning for at in places]), index)
+                for (name, index), places in sources.items()
+            ]
+        )
+        gone = {at for places in sources.values() for at in places}
+        left.append([replace(one, dropped_because=MERGED) if at in gone else one for at, one in enumerate(some)])
+    _extend(left, _answered(book, merger, several, advance))
+    return left
+
+
+def _sources(job: Job, found: Sequence[Candidate]) -> dict[tuple[str, int], list[int]]:
+    """Find, for each row and round where several wrote, the places of what they wrote."""
     sources: dict[tuple[str, int], list[int]] = {}
     given = {writer.name for writer in job.writers if writer.given}
     indices = sorted({one.index for one in found if one.teacher not in given}) or [0]
@@ -151,15 +207,7 @@ def _merged(
         if one.reasoning and not one.dropped_because:
             for index in indices if one.teacher in given else [one.index]:
                 sources.setdefault((one.row_id, index), []).append(at)
-    by_id = {row.id: row for row in rows}
-    several = {key: places for key, places in sources.items() if len(places) > 1}
-    questions = [
-        Question(name, merged_question(job.task, by_id[name], [found[at].reasoning for at in places]), index)
-        for (name, index), places in several.items()
-    ]
-    gone = {at for places in several.values() for at in places}
-    left = [replace(one, dropped_because=MERGED) if at in gone else one for at, one in enumerate(found)]
-    return left + _answered(book, merger, questions, advance)
+    return {key: places for key, places in sources.items() if len(places) > 1}
 
 
 def _sampling(job: Job) -> dict[str, Mapping[str, object]]:
@@ -167,24 +215,27 @@ def _sampling(job: Job) -> dict[str, Mapping[str, object]]:
     return {writer.name: writer.sampling for writer in writers}
 
 
-def _judged(court: _Court, part: Sequence[Row], extra: Mapping[str, int]) -> list[Candidate]:
+def _judged(court: _Court, parts: Sequence[Sequence[Row]], extra: Mapping[str, int]) -> list[list[Candidate]]:
     """Ask and judge until every row has what it should, or its tries are over: one kept, or all of a topped-up row."""
     job, settings = court.job, court.job.settings
     writes = any(not writer.given for writer in job.writers)
-    found: dict[str, list[Candidate]] = {row.id: [] for row in part}
+    found: dict[str, list[Candidate]] = {row.id: [] for part in parts for row in part}
     judged: dict[str, list[Candidate]] = {}
-    rows = {row.id: row for row in part}
-    lacking, attempt = list(part), 0
-    while lacking and (attempt == 0 or writes):
-        asked = _candidates(job, court.book, lacking, attempt, lambda done, tokens, note: None)
-        for one in with_figures(court.book, job.task, rows, asked, job.length, court.index, court.measured):
-            found[one.row_id].append(one)
+    lacking, attempt = [list(part) for part in parts], 0
+    while any(lacking) and (attempt == 0 or writes):
+        every = _candidates(job, court.book, lacking, attempt, lambda done, tokens, note: None)
         attempt += 1
-        for row in lacking:
-            most = settings.per_row + extra.get(row.id, 0)
-            judged[row.id] = verdicts(job.task, row, found[row.id], job.checks, most)
-        lacking = [row for row in lacking if _lacks(judged[row.id], settings, extra.get(row.id, 0), attempt)]
-    return [one for row in part for one in judged[row.id]]
+        for at, asked in enumerate(every):
+            rows = {row.id: row for row in lacking[at]}
+            for one in with_figures(court.book, job.task, rows, asked, job.length, court.index, court.measured):
+                found[one.row_id].append(one)
+            for row in lacking[at]:
+                most = settings.per_row + extra.get(row.id, 0)
+                judged[row.id] = verdicts(job.task, row, found[row.id], job.checks, most)
+            lacking[at] = [
+                row for row in lacking[at] if _lacks(judged[row.id], settings, extra.get(row.id, 0), attempt)
+            ]
+    return [[one for row in part for one in judged[row.id]] for part in parts]
 
 
 def _lacks(judged: Sequence[Candidate], settings: Reasonings, extra: int, attempt: int) -> bool:
@@ -200,9 +251,9 @@ def _extra(court: _Court, parts: Sequence[Sequence[Row]]) -> dict[str, int]:
         return {}
     weights: Counter[str] = Counter()
     able: dict[str, list[str]] = {}
-    for part in parts:
-        kept = Counter(one.row_id for one in _judged(court, part, {}) if one.kept)
-        for row in part:
+    for some in _together(court.job, parts):
+        kept = Counter(one.row_id for found in _judged(court, some, {}) for one in found if one.kept)
+        for row in chain.from_iterable(some):
             label = row.label or ""
             weights[label] += 1
             if kept[row.id]:

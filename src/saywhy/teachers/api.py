@@ -268,7 +268,7 @@ def _leave_out(call: _Call, refused: str) -> bool:
         names[refused] = "max_completion_tokens"
         say(f"{call.address.url} refuses max_tokens: max_completion_tokens is sent instead")
     else:
-        del names[refused]
+        names.pop(refused, None)  # the threads of a worker share them
         say(f"{call.address.url} refuses {refused}: it is sent no more, the server's own choice holds")
     return True
 

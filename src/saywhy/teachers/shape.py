@@ -36,9 +36,13 @@ class Draft:
     failed: str = ""
 
 
+# Some questions that are asked together.
+Group = Sequence[Question]
 # Drafts come with the place of their question, in any order and as soon as they are there. A failed attempt is given
 # too; another one at the same question may follow.
-Teacher = Callable[[Sequence[Question]], Iterator[tuple[int, Draft]]]
+Teacher = Callable[[Group], Iterator[tuple[int, Draft]]]
+# What is kept together: the number of a group, and drafts with the place of their question in it.
+Answered = tuple[int, list[tuple[int, Draft]]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Writer:
     `identity` is everything but the questions that its texts depend on (model and revision, instruction, sampling,
     seed), as plain values. `at_once` questions are asked together; of a `remote` one, which may cost money, only those
     without an answer are asked, and each answer is kept before the next. What is `given` came with the rows: it is
-    asked for one candidate.
+    asked for one candidate. `spread`, where there is one, puts groups to teachers begun elsewhere, and gives what they
+    answer as it comes; nobody calls `begin` then.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Writer:
     remote: bool = False
     given: bool = False
     sampling: Mapping[str, object] = field(default_factory=dict)
+    spread: Callable[[Sequence[Group]], Iterator[Answered]] | None = None
 
 
 def paragraph(text: str) -> str:
