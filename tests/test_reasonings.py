@@ -514,10 +514,10 @@ def test_a_classifier_is_no_reasoner(finished: toy.Done) -> None:
 def test_a_text_that_is_too_long_leaves_room_for_what_is_written(finished: toy.Done) -> None:
     """The context is 1,024 tokens: text and reasoning together must not pass it, whatever was trained."""
     from saywhy.lm.folder import load
-    from saywhy.reasoner import _leaving_room
+    from saywhy.reasoner import leaving_room
 
     _, lm = load(finished.folder / "reasoner")
-    encoder = _leaving_room(lm, 300).encoder
+    encoder = leaving_room(lm, 300).encoder
     assert encoder.prompt.room + len(encoder.before) + len(encoder.after) + 300 < 1024
     write_some = teacher(finished.folder / "reasoner", Sampling(temperature=0, max_tokens=300), 0, 4096)
     (draft,) = told(write_some, [asked_of({"id": "long", "text": "purrs " * 3000, "label": "cat"})])
