@@ -2,10 +2,10 @@
 
     python benchmarks/rare.py -o runs/rare [--rarest normal] [--seeds 0 1 2 3 4] [--set key=value …]
 
-1,000 training and 5,000 test tickets, 3% of them with the rarest label; 400 worked cases alike. SEED/plain and SEED/topped hold the
-runs: `label_only` and `reason_then_label` on the same rows, in `topped` with more reasonings for rare labels and each
-row counted as often in both arms. Then the table: recall of the rarest label and its difference, reason_then_label
-minus label_only, with the 95% interval over rows and seeds. `--table` only prints it.
+1,000 training and 5,000 test tickets, 3% of them with the rarest label; 400 worked cases alike. SEED/plain and
+SEED/topped hold the runs: `label_only` and `reason_then_label` on the same rows, in `topped` with more reasonings for
+rare labels and each row counted as often in both arms. Then the table: recall of the rarest label and its difference,
+reason_then_label minus label_only, with the 95% interval over rows and seeds. `--table` only prints it.
 """
 
 from __future__ import annotations
