@@ -47,7 +47,7 @@ SAMPLING = {
 ROWS = (64, 128)
 PEERS = [("generate", 32), ("generate", 64), ("generate", 128), ("generate_batch", 32), ("generate_batch", 64)]
 # What won the last full run, for a quick one.
-BEST = ("generate", 64)
+BEST = ("generate", 32)
 BUDGET = 16384
 
 
