@@ -70,7 +70,7 @@ def main() -> None:
     names = [given.only] if given.only else WORKLOADS
     found = {name: measure(name, given.quick, given.rounds, given.processor) for name in names}
     if not given.quick:
-        file = bench.RESULTS / ("generate-processor.json" if given.processor else "generate.json")
+        file = bench.RESULTS / "generate.json"
         known = store.read_json(file)["workloads"] if file.exists() else {}
         store.write_json(file, {**bench.machine(), "workloads": {**known, **found}})
     print(json.dumps({name: {key: value for key, value in one.items() if key != "all"} for name, one in found.items()}))
@@ -95,6 +95,7 @@ def measure(name: str, quick: bool, rounds: int, processor: bool) -> dict[str, A
         "matmul_share": ours["flops"] / bench.median(seconds["saywhy", 0]) / ours["matmul_rate"],
         **compared(name, folder, ours["texts"], theirs["ids"]),
         "rows": rows,
+        "clock": "processor" if processor else "time",
         "all": {f"{who} {size or ''}".strip(): value for (who, size), value in rate.items()},
     }
 
