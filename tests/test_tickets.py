@@ -391,3 +391,14 @@ def test_linear_floor(seed: int) -> None:
     assert 60 < chosen < 75
     on_page = {cells[0]: [float(cell) for cell in cells[1:]] for cells in table("seed")}
     assert on_page[str(seed)] == pytest.approx([plain, chosen], abs=1.0)
+
+
+def test_labels_can_be_made_rare() -> None:
+    shares = {"low": 40, "normal": 5, "high": 30, "urgent": 25}
+    made = tickets.generate(3, tickets.Sizes(40, 200, 40, 400), shares)
+    assert [len(part) for part in (made.worked, made.train, made.dev, made.test)] == [40, 200, 40, 400]
+    rows = (*made.train, *made.dev, *made.test)
+    found = Counter([*(row.label for row in rows), *(case.answer for case in made.worked)])
+    assert all(abs(found[label] - 6.8 * share) <= 2 for label, share in shares.items())
+    assert len({row.text for row in rows} | {case.question for case in made.worked}) == 680
+    assert all(tickets.explain(row.text).label == row.label for row in rows)

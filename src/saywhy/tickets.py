@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -399,27 +399,24 @@ def _range_of(label: str) -> str:
 
 def _distinct(rng: Random, count: int) -> list[tuple[str, Solution]]:
     sums = range(SMALLEST_SUM, LARGEST_SUM + 1)
-    room = dict.fromkeys(sums, -(-count // len(sums)))
-    solved: dict[str, Solution] = {}
-    while any(room.values()):
-        reports = _draw_reports(rng)
-        text, solution = _ticket_text(rng, reports), _solve(reports)
-        if text not in solved and room.get(solution.sum, 0):
-            solved[text] = solution
-            room[solution.sum] -= 1
-    # The rare sums fill up last: in the order of drawing they would all be test rows.
-    return sorted(solved.items(), key=lambda _: rng.random())[:count]
+    return _filled(rng, count, dict.fromkeys(sums, -(-count // len(sums))), lambda solution: solution.sum)
 
 
 def _of_shares(rng: Random, count: int, shares: Mapping[str, int]) -> list[tuple[str, Solution]]:
     room = {label: -(-count * share // 100) for label, share in shares.items()}
+    return _filled(rng, count, room, lambda solution: solution.label)
+
+
+def _filled(rng: Random, count: int, room: dict[T, int], of: Callable[[Solution], T]) -> list[tuple[str, Solution]]:
+    """Draw tickets until there are as many of each kind as it has room, and give `count` of them in random order."""
     solved: dict[str, Solution] = {}
     while any(room.values()):
         reports = _draw_reports(rng)
         text, solution = _ticket_text(rng, reports), _solve(reports)
-        if text not in solved and room.get(solution.label, 0):
+        if text not in solved and room.get(of(solution), 0):
             solved[text] = solution
-            room[solution.label] -= 1
+            room[of(solution)] -= 1
+    # The rare sums fill up last: in the order of drawing they would all be test rows.
     return sorted(solved.items(), key=lambda _: rng.random())[:count]
 
 
