@@ -129,6 +129,7 @@ def test_resuming_uses_answers_asks_failures_again_or_begins_anew(quick_run: toy
     assert events(run)["reasonings"] == 3
     with pytest.raises(RequestError, match=r"answers\.sqlite: there are no answers to go on from"):
         pipeline.run(quick_run.config, tmp_path / "new", until="reason", resume="always")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_model_of_ones_own_writes_beside_the_base_and_merges(tmp_path: Path, base: Path) -> None:

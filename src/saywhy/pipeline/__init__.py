@@ -46,13 +46,12 @@ def run(
     where a teacher failed, never begins anew. `spread` may let teachers write on several machines. What the request
     lacks is said before anything is written.
     """
-    if resume not in RESUME:
-        raise RequestError(f"--resume {resume}: there is no such way; name one of {', '.join(RESUME)}")
+    _refuse_resume(folder, resume)
     arms = _taught(config)
     refuse_early(config, until)
     data = read(config)
     with store.open_run(folder):
-        _resume(folder, resume)
+        _set_aside(folder, resume)
         store.write_text(folder / "config.yaml", dump(config))
         this = Run(config, folder, data, tuple(more_checks), spread)
         # 1 a reasoner learns from worked cases to lead from a question to its answer
@@ -75,15 +74,21 @@ def run(
         return metrics if until == "evaluate" else report.write(folder)
 
 
-def _resume(folder: Path, resume: str) -> None:
-    """Set the journal of earlier answers aside, or refuse to begin where there is none, as asked."""
+def _refuse_resume(folder: Path, resume: str) -> None:
+    """Refuse a way to resume that there is not, and to go on where nothing was begun."""
+    if resume not in RESUME:
+        raise RequestError(f"--resume {resume}: there is no such way; name one of {', '.join(RESUME)}")
     book = folder / journal.FILE
     if resume == "always" and not book.exists():
         raise RequestError(f"{book}: there are no answers to go on from; leave --resume always out")
+
+
+def _set_aside(folder: Path, resume: str) -> None:
+    """Let the reasonings be made again where it was asked for, and without the answers of before where these should go."""
     if resume != "if_possible":
         store.reopen(folder / "reasonings")
     if resume == "never":
-        journal.set_aside(book)
+        journal.set_aside(folder / journal.FILE)
 
 
 def _taught(config: Config) -> list[Arm]:
