@@ -84,7 +84,7 @@ def _refuse_resume(folder: Path, resume: str) -> None:
 
 
 def _set_aside(folder: Path, resume: str) -> None:
-    """Let the reasonings be made again where it was asked for, and without the answers of before where these should go."""
+    """Let the reasonings be made again where that was asked, and without the answers of before where they should go."""
     if resume != "if_possible":
         store.reopen(folder / "reasonings")
     if resume == "never":
