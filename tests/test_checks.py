@@ -543,9 +543,10 @@ def test_generic_needs_more_rows_than_its_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "rows", "limit"), [(0.02, 1000, 20), (0.02, 0, 2), (0.02, 149, 2), (0.02, 150, 3), (1.0, 10, 10)]
+    ("share", "rows", "limit"),
+    [(0.02, 1000, 20), (0.02, 0, 20), (0.02, 1049, 20), (0.02, 1050, 21), (1.0, 10, 20), (1.0, 30, 30)],
 )
-def test_generic_limit_is_a_share_of_the_rows_and_two_at_least(share: float, rows: int, limit: int) -> None:
+def test_generic_limit_is_a_share_of_the_rows_and_twenty_at_least(share: float, rows: int, limit: int) -> None:
     assert checks.generic_limit(share, rows) == limit
 
 

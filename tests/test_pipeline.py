@@ -492,7 +492,7 @@ def test_without_any_reasoning_kept_the_work_fails_and_stays(tmp_path: Path) -> 
         toy.run(data, tmp_path / "run", nothing, **toy.quick())
     rows = store.read_table(tmp_path / "run" / ".reasonings.partial" / "part-00000.parquet").to_pylist()
     assert {row["dropped_because"] for row in rows} == {"nothing"}
-    began = {".saywhy", "config.yaml", "journal.jsonl", "answers.sqlite", ".reasonings.partial"}
+    began = {".saywhy", "config.yaml", "journal.jsonl", "answers.sqlite", "base", ".reasonings.partial"}
     assert names(tmp_path / "run") == began
     # Mended, the same folder goes on.
     toy.run(data, tmp_path / "run", **toy.quick())
@@ -680,11 +680,11 @@ def test_stages_end_where_they_are_asked_to(tmp_path: Path) -> None:
     data = toy.write_data(tmp_path / "data")
     config = toy.load(data, **toy.quick())
     run = tmp_path / "run"
-    made = {"reasonings"}
+    made = {"base", "reasonings"}
     assert pipeline.run(config, run, until="reason") == run / "reasonings"
     assert names(run) == {".saywhy", "config.yaml", "journal.jsonl", "answers.sqlite", *made}
     pipeline.run(config, run, until="train")
-    made |= {"base", "label_only", "reason_then_label"}
+    made |= {"label_only", "reason_then_label"}
     assert names(run) == {".saywhy", "config.yaml", "journal.jsonl", "answers.sqlite", *made}
     assert pipeline.run(config, run, until="evaluate") == run / "metrics.json"
     assert "report.html" not in names(run)

@@ -20,6 +20,8 @@ from saywhy.records import LABEL_CUE, REASONING_CUE, Candidate, RequestError, Ro
 
 Check = Callable[[Task, Row, Candidate], bool]
 
+# So many rows may say the same, however few there are.
+FEW_ROWS = 20
 COPIED_SHARE = 0.9
 
 
@@ -140,8 +142,11 @@ def no_support(least: float) -> Check:
 
 
 def generic_limit(share: float, rows: int) -> int:
-    """How many other rows may say nearly the same among `rows` rows: `share` of them, and two in any case."""
-    return max(2, math.floor(share * rows))
+    """How many other rows may say nearly the same among `rows` rows: `share` of them, and twenty in any case.
+
+    Few rows have few things to say, and each of those for many of them.
+    """
+    return max(FEW_ROWS, math.floor(share * rows))
 
 
 def by_name(names: Sequence[str], limits: Limits) -> tuple[Check, ...]:

@@ -126,7 +126,10 @@ class Reasonings(Settings):
     )
     too_short_tokens: int = Field(default=3, ge=0, description="fewer than these are too_short; ours")
     generic_rows: float = Field(
-        default=0.02, gt=0, le=1, description="generic: as good as the same for more than this share of the rows; ours"
+        default=0.02,
+        gt=0,
+        le=1,
+        description="generic: as good as the same for more than this share of the rows, and for more than 20; ours",
     )
     support: Literal["auto", "always", "never"] = Field(
         default="auto",
