@@ -3,6 +3,7 @@
 #   make demo      the whole method on the bundled task, offline once installed
 #   make test      the test suite
 #   make check     ruff and mypy
+#   make test-page the page of `saywhy serve` in a real browser: needs chromium on the PATH
 #   make test-all  also the tests that need a browser, a cluster, a GPU or minutes; they skip where that is absent
 #   make clean     remove what the targets made, .venv included; runs/ stays
 #
@@ -22,7 +23,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m "not soak" $(TEST_ARGS)
 
-test-all: $(VENV)/installed-dev
+test-page: $(VENV)/installed-browser
+	$(VENV)/bin/python -m pytest tests/test_page.py -rs $(TEST_ARGS)
+
+test-all: $(VENV)/installed-browser
 	$(VENV)/bin/python -m pytest -rs $(TEST_ARGS)
 
 check: $(VENV)/installed-dev
@@ -46,8 +50,13 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[dev]"
 	touch $(VENV)/installed $@
 
+# Drives the chromium that the machine has; none is fetched.
+$(VENV)/installed-browser: $(VENV)/installed-dev
+	$(PIP) -e ".[dev,browser]"
+	touch $@
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "saywhy needs Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-.PHONY: all demo test test-all check install clean
+.PHONY: all demo test test-page test-all check install clean
