@@ -270,6 +270,8 @@ def test_a_consumer_that_stops_does_not_wait_for_a_pause() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to a thread")
 def test_an_interrupt_while_waiting_ends_it_at_once() -> None:
+    # A test run that was started in the background inherits that SIGINT is ignored.
+    before_it = signal.signal(signal.SIGINT, signal.default_int_handler)
     never = threading.Event()
     with serving(lambda body, before: Act(completion(), until=never)) as server:
         main = threading.main_thread().ident
@@ -287,6 +289,7 @@ def test_an_interrupt_while_waiting_ends_it_at_once() -> None:
         assert not threads()
         assert sum(server.asked.values()) == 4
         never.set()
+    signal.signal(signal.SIGINT, before_it)
 
 
 def test_a_refused_key_ends_it_after_what_was_answered_and_is_shown_nowhere(
