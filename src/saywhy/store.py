@@ -17,7 +17,7 @@ import platform
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
@@ -123,11 +123,11 @@ def write_table(path: Path, table: pa.Table, stamp: str = "", extra: Mapping[str
     write_file(path, lambda file: pq.write_table(stamped, file))
 
 
-def read_table(path: Path) -> pa.Table:
-    """The table in a Parquet file; RequestError where the file is missing or broken."""
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a Parquet file, or some of its columns; RequestError where the file is missing or broken."""
     # Not pq.read_table: it would add a column for every `key=value` folder in the path.
     with _request_errors(path, " as Parquet"), pq.ParquetFile(path) as file:
-        return file.read()
+        return file.read(columns)
 
 
 def table_stamp(path: Path) -> str | None:

@@ -191,8 +191,8 @@ def _write(this: Run, out: Path, job: reasonings.Job, book: Journal) -> None:
     """Say what servers will take, write, and say what became of the candidates."""
     for line in reckoned(this.config, this.data):
         say(line)
-    reasonings.write(out, job, book, partial(measured, this, job, book))
-    for line in reasonings.lines(reasonings.summary(out)):
+    told = reasonings.write(out, job, book, partial(measured, this, job, book))
+    for line in reasonings.lines(told):
         say(line)
 
 
@@ -236,7 +236,7 @@ def missing(config: Config) -> list[str]:
         return []
     return [
         f"Not trained: {', '.join(skipped)}. There are no worked cases (reasoner.worked_cases) and no teacher "
-        "(reasonings.teacher: column, file or base), so nobody wrote reasonings."
+        "(reasonings.teacher: column, file, base, api or one of your own), so nobody wrote reasonings."
     ]
 
 
@@ -260,9 +260,13 @@ def _listed(by_class: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True)
 class Taught:
-    """What the arms learn from: the rows, their reasonings, and how often a row counts where that is more than once."""
+    """What the arms learn from: the rows, their reasonings, and how often a row counts where that is more than once.
+
+    `kept` are the reasonings that were kept; others may stand in for them in `reasonings`.
+    """
 
     rows: tuple[Row, ...]
+    kept: Mapping[str, tuple[str, ...]]
     reasonings: Mapping[str, tuple[str, ...]]
     weights: Mapping[str, int]
 
@@ -271,13 +275,13 @@ def _lesson(this: Run, written: Made | None, base: tuple[str, str]) -> Taught:
     """Give all arms the same rows, as often as each other."""
     data, settings = this.data, this.config.reasonings
     if written is None:
-        return Taught(data.train, {}, {})
+        return Taught(data.train, {}, {}, {})
     kept = reasonings.read_kept(written.folder)
     weights = reasonings.kept_weights(kept, settings.per_row)
     rows = data.train
     if settings.without_reasoning == "leave_out":
         rows = tuple(row for row in rows if row.id in kept)
-    return Taught(rows, _taught_reasonings(this, rows, kept, base), weights)
+    return Taught(rows, kept, _taught_reasonings(this, rows, kept, base), weights)
 
 
 def _taught_reasonings(
@@ -295,7 +299,7 @@ def _told(this: Run, written: Made | None, lesson: Taught) -> dict[str, Any] | N
     """Say what became of the candidates, what stands in for the kept ones, and what both tell of the labels."""
     if written is None:
         return None
-    config, kept, taught = this.config, reasonings.read_kept(written.folder), lesson.reasonings
+    config, kept, taught = this.config, lesson.kept, lesson.reasonings
     instead = None if config.reasonings.replace == "none" else taught
     return {
         **reasonings.summary(written.folder),

@@ -58,6 +58,7 @@ def scorer_courses(
 
 
 def course(config: Config, task: Task, arm: str, base: str, train: Train, rows: Sequence[Row]) -> Course:
+    """Say how an arm of this config is trained on these rows."""
     return classifier.course(
         task, arm, base, train, rows, config.seed, config.data.on_overflow, config.trust_remote_code
     )

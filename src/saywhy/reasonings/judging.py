@@ -95,7 +95,8 @@ def verdicts(
             judged[at] = replace(judged[at], dropped_because=NOT_NEEDED)
         elif words in said:
             judged[at] = replace(judged[at], dropped_because=SAME)
-        said.add(words) if judged[at].kept else None
+        else:
+            said.add(words)
     return judged
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from saywhy import store
 from saywhy.records import Candidate, Figures, Row
@@ -180,6 +179,4 @@ def _records(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
 
 def _parts(folder: Path, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
     for path in sorted(folder.glob("part-*.parquet")):
-        # Not pq.read_table: it would add a column for every `key=value` folder in the path.
-        with pq.ParquetFile(path) as file:
-            yield file.read(columns=columns).to_pylist()
+        yield store.read_table(path, columns).to_pylist()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from saywhy import store
 from saywhy.checks import Check, Index, index
@@ -43,8 +43,10 @@ class Job:
     length: Callable[[str], int] = len
 
 
-def write(folder: Path, job: Job, book: Journal, measured: Callable[[], Measured | None] = lambda: None) -> None:
-    """Write the parts of stage 2 into `folder`; parts that stand are not written again.
+def write(
+    folder: Path, job: Job, book: Journal, measured: Callable[[], Measured | None] = lambda: None
+) -> dict[str, Any]:
+    """Write the parts of stage 2 into `folder` and give their `summary`; parts that stand are not written again.
 
     First every row is asked once; then `measured` may train what measures candidates on these first answers; then all
     candidates are judged, and rows without a kept one asked again. Every candidate keeps its row, whatever the verdict.
@@ -72,6 +74,7 @@ def write(folder: Path, job: Job, book: Journal, measured: Callable[[], Measured
             f"no reasoning is kept for any row ({reasons}); read {folder}/part-*.parquet, then loosen "
             "reasonings.checks, train the reasoner longer, or take another teacher"
         )
+    return found
 
 
 def first_drafts(job: Job, book: Journal) -> dict[str, str]:
