@@ -16,7 +16,7 @@ from saywhy.lm.forward import PATHS, by_path, decode, head, log_probs
 from saywhy.lm.load import why_no_tree
 from saywhy.records import WorkError
 from saywhy.train import selfcheck
-from saywhy.train.loop import Losses, autocast
+from saywhy.train.loss import Losses, autocast
 from saywhy.trees import Branch, Pack, in_order, pack_alone, pack_rows, pack_trees, tree
 
 WIDE, NARROW = 4096, 40

@@ -53,7 +53,7 @@ STOPS = [
     ("reasoner", "saywhy.train.loop", "_step", 5, "before", signal.SIGKILL),
     ("reasonings", "saywhy.store", "write_table", 3, "before", signal.SIGKILL),
     ("label_only", "saywhy.train.loop", "_step", 5, "after", signal.SIGINT),
-    ("reason_then_label", "saywhy.train.loop", "_keep", 3, "before", signal.SIGKILL),
+    ("reason_then_label", "saywhy.train.checkpoints", "keep", 3, "before", signal.SIGKILL),
     ("predictions", "saywhy.evaluate.answers", "save_answers", 3, "before", signal.SIGKILL),
 ]
 TIMES = {"seconds", "rows_per_second"}

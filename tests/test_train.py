@@ -26,10 +26,12 @@ from saywhy.lm.encode import text_ids
 from saywhy.lm.forward import log_probs
 from saywhy.prompts import REASONER, target, targets
 from saywhy.records import RequestError, WorkError
+from saywhy.train import checkpoints, optimizers, ways
 from saywhy.train import folder as train_folder
-from saywhy.train import loop, optimizers
 from saywhy.train.folder import Course, Lesson, encode
-from saywhy.train.loop import Example, Trained, finetune, plan_steps, rate_at
+from saywhy.train.loop import finetune
+from saywhy.train.state import Trained
+from saywhy.train.steps import Example, plan_steps, rate_at
 from saywhy.trees import Branch, pack_trees
 
 EXACT = {"precision": "float32", "layout": "tree"}
@@ -268,7 +270,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 ) -> None:
     chosen = settings(checkpoint_every=2)
     wanted, weights = run(tmp_path / "whole", chosen)
-    save = loop.save_file
+    save = checkpoints.save_file
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if file in path.name and (tmp_path / "killed" / "step-00000002").exists():
@@ -276,7 +278,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
         save(tensors, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_file", full)
+        patch.setattr(checkpoints, "save_file", full)
         with pytest.raises(
             WorkError, match=rf"{file}\.safetensors cannot be written .*make room and run the same comm"
         ):
@@ -389,7 +391,7 @@ def test_a_gpu_is_used_where_there_is_one(cuda: bool, tmp_path: Path, monkeypatc
         raise Killed
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(loop, "Accelerator", accelerator)
+    monkeypatch.setattr("saywhy.train.loop.Accelerator", accelerator)
     with pytest.raises(Killed):
         run(tmp_path, settings())
     assert asked == [not cuda]
@@ -413,10 +415,10 @@ def test_layout_and_precision_are_measured_once_and_kept(
 ) -> None:
     before = weights_of(tiny.model("llama"))
     clock = iter(np.cumsum([0.0] + [5.0, 9.0] * 100))
-    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(ways.time, "monotonic", lambda: float(next(clock)))
     model = tiny.model("llama")
-    ways = [("tree", "float32"), ("rows", "float32")]
-    assert loop._fastest(model, EXAMPLES[0].branches, settings(), ways)[0] in ("tree", "rows")
+    known = [("tree", "float32"), ("rows", "float32")]
+    assert ways._fastest(model, EXAMPLES[0].branches, settings(), known)[0] in ("tree", "rows")
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in weights_of(model).items())
     assert "measured a step: tree float32" in said()

@@ -22,7 +22,7 @@ from saywhy.prompts import Part, row_pieces, target, targets, task_instruction
 from saywhy.records import Row, Task
 from saywhy.train.folder import Course, Lesson, encode
 from saywhy.train.folder import train as train_folder
-from saywhy.train.loop import packs_tokens, plan_steps
+from saywhy.train.steps import packs_tokens, plan_steps
 from saywhy.trees import pack_trees
 
 METRICS = {"macro_f1": macro_f1, "accuracy": accuracy, "mean_recall": mean_recall}

@@ -40,7 +40,7 @@ from saywhy.prompts import (
 from saywhy.records import RequestError
 from saywhy.teachers import Question, cost
 from saywhy.train.folder import Course, Encoded, Lesson, encode
-from saywhy.train.loop import packs_tokens, plan_steps
+from saywhy.train.steps import packs_tokens, plan_steps
 from saywhy.trees import pack_trees
 
 # Of the best rate of matrix products, training reaches about this share (benchmarks are to come; this is a guess).

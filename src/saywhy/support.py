@@ -24,7 +24,7 @@ from saywhy.prompts import row_pieces, target
 from saywhy.records import Figures, RequestError, Row, Task
 from saywhy.train.folder import Course, Lesson, encode
 from saywhy.train.folder import train as train_folder
-from saywhy.train.loop import plan_steps
+from saywhy.train.steps import plan_steps
 from saywhy.trees import Floats, Ints
 
 # A scorer is asked with and without the reasoning, so it is taught both.

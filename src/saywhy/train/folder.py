@@ -20,7 +20,9 @@ from saywhy.lm.load import config_of, context_of, model_of, tokenizer_of
 from saywhy.progress import say
 from saywhy.prompts import Part
 from saywhy.records import RequestError
-from saywhy.train.loop import Example, Trained, finetune
+from saywhy.train.loop import finetune
+from saywhy.train.state import Trained
+from saywhy.train.steps import Example
 
 # A reasoning may become this much longer than the longest one that was trained (design: Labels are scored).
 LIMIT = 1.5
