@@ -30,10 +30,13 @@ from saywhy.records import Row, Task, WorkedCase
 
 CACHE = Path(__file__).parent / ".cache"
 RESULTS = Path(__file__).parent / "results"
-TOKENIZER = "llama2-tokenizer-32k"
-# Width, layers, heads, width of the feed-forward part: 42 million parameters with a head of their own, which from
-# random weights learns in a fraction of the steps that a tied one takes (LOG.md, 2026-11-20).
-SHAPE = (384, 10, 6, 1024)
+# Width, layers, heads, width of the feed-forward part, tokenizer: all with a head of their own, which from random
+# weights learns in a fraction of the steps that a tied one takes (LOG.md, 2026-11-20).
+SHAPES = {
+    "1m": (128, 4, 4, 384, "stories260k"),
+    "42m": (384, 10, 6, 1024, "llama2-tokenizer-32k"),
+    "150m": (768, 14, 12, 2048, "llama2-tokenizer-32k"),
+}
 EMOTIONS = {
     "sadness": "loss, regret, feeling low",
     "joy": "pleasure, pride, relief",
@@ -95,13 +98,13 @@ def _rows(path: Path) -> tuple[Row, ...]:
     return tuple(Row(f"{at}", record["text"], record["label"]) for at, record in enumerate(_records(path)))
 
 
-def base() -> Path:
-    """Make the model of the benchmarks' shape with random weights, once."""
-    folder = CACHE / "base-42m"
+def base(size: str = "42m") -> Path:
+    """Make a model of one of the benchmarks' shapes with random weights, once."""
+    folder = CACHE / f"base-{size}"
     if (folder / "config.json").exists():
         return folder
-    width, layers, heads, inner = SHAPE
-    tokenizer = AutoTokenizer.from_pretrained(folder_of("SAYWHY_MODELS") / TOKENIZER)
+    width, layers, heads, inner, named = SHAPES[size]
+    tokenizer = AutoTokenizer.from_pretrained(folder_of("SAYWHY_MODELS") / named)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -132,7 +135,7 @@ def trained(given: Workload) -> Path:
             "layout": "tree",
         }
     )
-    stamp = store.hash_of([SHAPE, given.name, given.task, settings.model_dump(), len(given.train)])[:12]
+    stamp = store.hash_of([SHAPES["42m"][:4], given.name, given.task, settings.model_dump(), len(given.train)])[:12]
     folder = CACHE / f"{given.name}-{stamp}"
     if not (folder / "train.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,9 +233,9 @@ def generate_batch(
     return call
 
 
-def matmul_rate(seconds: float = 1.0) -> float:
+def matmul_rate(size: str = "42m", seconds: float = 1.0) -> float:
     """Measure the best bf16 rate of the model's own matrix shapes in this process, in FLOPs a second."""
-    width, _, _, inner = SHAPE
+    width, _, _, inner, _ = SHAPES[size]
     best = 0.0
     for rows in (256, 1024, 4096):
         for a, b in ((width, inner), (inner, width), (width, width)):
@@ -246,10 +249,11 @@ def matmul_rate(seconds: float = 1.0) -> float:
     return best
 
 
-def parameters() -> tuple[int, int]:
+def parameters(size: str = "42m") -> tuple[int, int]:
     """Count the weights that every token is multiplied with, and those of the head."""
-    width, layers, _, inner = SHAPE
-    return layers * (4 * width * width + 3 * width * inner), width * 32000
+    width, layers, _, inner, _ = SHAPES[size]
+    vocabulary = store.read_json(base(size) / "config.json")["vocab_size"]
+    return layers * (4 * width * width + 3 * width * inner), width * vocabulary
 
 
 def median(values: Sequence[float]) -> float:
