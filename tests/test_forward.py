@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 import tiny
 from saywhy.lm import bind, forward
-from saywhy.lm.forward import PATHS, by_path, decode, head, log_probs
+from saywhy.lm.forward import PATHS, attending, by_path, decode, flex_length, head, log_probs
 from saywhy.lm.load import why_no_tree
 from saywhy.records import WorkError
 from saywhy.train import selfcheck
 from saywhy.train.loss import Losses, autocast
-from saywhy.trees import Branch, Pack, in_order, pack_alone, pack_rows, pack_trees, tree
+from saywhy.trees import Branch, Pack, in_order, pack_alone, pack_rows, pack_trees, padded, tree
 
 WIDE, NARROW = 4096, 40
 Gradients = dict[str, torch.Tensor]
@@ -71,7 +74,7 @@ def row_by_row(model: Any, branches: Sequence[Branch]) -> tuple[float, Gradients
     total = sum(branch.weights.sum() for branch in branches)
     value = 0.0
     for branch in branches:
-        ids = torch.from_numpy(branch.ids)[None]
+        ids = torch.from_numpy(branch.ids)[None].to(plain.device)
         found = torch.log_softmax(plain(input_ids=ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])[:, 0]
         loss = -(torch.from_numpy(branch.weights[1:]).to(found) * found).sum() / total
         loss.backward()
@@ -196,23 +199,70 @@ def test_a_window_no_shorter_than_the_deepest_row_changes_nothing(window: int) -
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5) == (window >= 0)
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("name", ["llama", "gemma3", "mistral"])
-def test_flex_attention_reads_the_same_tree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def plain_flex(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let FlexAttention run as it is, and give the lengths it saw: the rule is under test, not the compiler."""
     from torch.nn.attention.flex_attention import flex_attention
     from transformers.integrations import flex_attention as integration
 
-    # The rule is under test, not the compiler, which would take longer than all other tests together.
-    monkeypatch.setattr(
-        integration,
-        "compile_friendly_flex_attention",
-        lambda query, key, value, training=False, **options: flex_attention(query, key, value, **options),
-    )
+    seen: list[int] = []
+
+    def uncompiled(query: Any, key: Any, value: Any, training: bool = False, **options: Any) -> Any:
+        seen.append(query.shape[2])
+        return flex_attention(query, key, value, **options)
+
+    monkeypatch.setattr(integration, "compile_friendly_flex_attention", uncompiled)
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mistral"])
+def test_flex_attention_reads_the_same_tree(name: str, plain_flex: list[int]) -> None:
     pack = pack_trees(LONG_TRUNK, WIDE)[0]
     with torch.no_grad():
         wanted = log_probs(tiny.model(name), pack)
-        model = tiny.model(name, attention="flex_attention")
-        torch.testing.assert_close(log_probs(model, pack), wanted, rtol=1e-5, atol=1e-5)
+        model = tiny.model(name)
+        with attending(model, "flex_attention"):
+            torch.testing.assert_close(log_probs(model, pack), wanted, rtol=1e-5, atol=1e-5)
+        # Padded to one of a few lengths, so that it is compiled a handful of times.
+        assert set(plain_flex) == {128}
+        plain_flex.clear()
+        torch.testing.assert_close(log_probs(model, pack), wanted, rtol=0, atol=0)
+        assert not plain_flex
+
+
+@given(st.integers(1, 100_000))
+def test_the_lengths_that_are_compiled_for_are_few_and_waste_little(size: int) -> None:
+    length = flex_length(size)
+    assert length >= size and length % 128 == 0 and flex_length(length) == length
+    assert length - size < max(128, size / 4 + 128)
+    assert len({flex_length(n) for n in range(1, size, 97)}) <= 32
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_padding_a_tree_changes_nothing(name: str) -> None:
+    pack = pack_trees(LONG_TRUNK, WIDE)[0]
+    longer = padded(pack, pack.ids.shape[1] + 13)
+    assert longer.ids.shape == longer.depth.shape == (1, pack.ids.shape[1] + 13)
+    found = [packed(tiny.model(name), [one], LONG_TRUNK) for one in (longer, pack)]
+    assert_same(*found, 1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("window", [None, 6])
+def test_flex_attention_has_the_gradients_of_rows_on_a_gpu(window: int | None) -> None:
+    # Its kernels want heads of 16 numbers at least.
+    size = {**tiny.SMALL, "head_dim": 16}
+    config = LlamaConfig(**size) if window is None else MistralConfig(**size, sliding_window=window)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to("cuda")
+    with attending(model, "flex_attention"):
+        found = packed(model, pack_trees(LONG_TRUNK, WIDE), LONG_TRUNK)
+    wanted = row_by_row(model, LONG_TRUNK)
+    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
+    for name, gradient in wanted[1].items():
+        assert torch.norm(found[1][name] - gradient) <= 1e-4 * torch.norm(gradient), name
 
 
 @pytest.mark.parametrize("name", tiny.STATEFUL)

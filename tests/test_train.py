@@ -23,7 +23,7 @@ import tiny
 from saywhy.config import Train
 from saywhy.lm import folder as model_folder
 from saywhy.lm.encode import text_ids
-from saywhy.lm.forward import log_probs
+from saywhy.lm.forward import PATHS, log_probs
 from saywhy.prompts import REASONER, target, targets
 from saywhy.records import RequestError, WorkError
 from saywhy.train import checkpoints, optimizers, ways
@@ -410,6 +410,36 @@ def test_packs_that_are_not_exact_stop_the_training(tmp_path: Path, monkeypatch:
     run(tmp_path, settings(layout="rows"))
 
 
+@pytest.mark.parametrize("slow", ["rows", "bf16"])
+def test_a_way_that_is_hopeless_when_it_warms_up_is_not_timed_again(
+    slow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+) -> None:
+    asked: list[str] = []
+
+    def seconds(_model: Any, _branches: Any, _settings: Any, way: ways.Way) -> float:
+        asked.append(str(way))
+        return 4.5 if slow in str(way) else 1.0
+
+    monkeypatch.setattr(ways, "_seconds", seconds)
+    trained, _ = run(tmp_path, settings(precision="auto", layout="auto"))
+    assert slow not in (trained.layout, trained.precision)
+    assert sum(slow in way for way in asked) == 1
+    assert len(asked) == 4 + 2 * ways.TIMED_STEPS
+
+
+def test_a_layout_that_computes_many_times_the_tokens_is_not_even_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(ways, "_seconds", lambda _m, _b, _s, way: tried.append(way.layout) or 1.0)
+    head, draw = np.arange(200) % 90 + 3, np.random.default_rng(0)
+    weights = np.zeros(202)
+    weights[-1] = 1.0
+    branches = [Branch(np.concatenate([head, draw.integers(3, 90, 2)]), weights) for _ in range(8)]
+    run(tmp_path, settings(layout="auto", rows_per_step=8), examples=[Example((branch,), 1, 1) for branch in branches])
+    assert set(tried) <= {"tree"}
+
+
 def test_layout_and_precision_are_measured_once_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
 ) -> None:
@@ -417,8 +447,8 @@ def test_layout_and_precision_are_measured_once_and_kept(
     clock = iter(np.cumsum([0.0] + [5.0, 9.0] * 100))
     monkeypatch.setattr(ways.time, "monotonic", lambda: float(next(clock)))
     model = tiny.model("llama")
-    known = [("tree", "float32"), ("rows", "float32")]
-    assert ways._fastest(model, EXAMPLES[0].branches, settings(), known)[0] in ("tree", "rows")
+    known = [ways.Way(layout, PATHS, "float32") for layout in ("tree", "rows")]
+    assert ways._fastest(model, EXAMPLES[0].branches, settings(), known) in known
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in weights_of(model).items())
     assert "measured a step: tree float32" in said()

@@ -133,6 +133,17 @@ def _by_path(paths: Sequence[Ints], size: int) -> tuple[Ints, Ints]:
     return table, home
 
 
+def padded(pack: Pack, length: int) -> Pack:
+    """Lengthen a token tree to `length` tokens by roots that nothing reads and that read nothing but themselves."""
+    if pack.subtree_end is None or pack.ids.shape[1] >= length:
+        return pack
+    size = pack.ids.shape[1]
+    fill = np.zeros((1, length - size), dtype=np.int64)
+    ends = np.concatenate([pack.subtree_end, np.arange(size + 1, length + 1)])
+    ids, depth = (np.concatenate([part, fill], axis=1) for part in (pack.ids, pack.depth))
+    return replace(pack, ids=ids, depth=depth, subtree_end=ends, paths=None, home=None)
+
+
 def side_by_side(branches: Sequence[Branch], members: Sequence[int]) -> Pack:
     """Lay the given members of `branches` as rows of one right-padded batch."""
     rows = [laid(branches[m]) for m in members]

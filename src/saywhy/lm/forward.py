@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from saywhy.trees import Pack, allowed, within_window
+from saywhy.trees import Pack, allowed, padded, within_window
 
 # Logits of one slice hold this many numbers, whatever the vocabulary: 64 MiB in float32.
 SLICE_NUMBERS = 16 * 1024 * 1024
@@ -22,6 +22,9 @@ SLICE_NUMBERS = 16 * 1024 * 1024
 PATHS = "saywhy_paths"
 # Path by path, no token is read more than this many times on average.
 MOST_REPEATED = 8
+FLEX = "flex_attention"
+# FlexAttention works on blocks of this many tokens, and is compiled anew for lengths that it has not met.
+FLEX_BLOCK = 128
 
 
 def log_probs(model: Any, pack: Pack) -> Tensor:
@@ -59,9 +62,37 @@ def decode(model: Any, pack: Pack) -> Tensor:
     depth = torch.from_numpy(pack.depth).to(model.device)
     if by_path(model, pack):
         return _decode_by_path(model, pack, ids, depth)
+    if attention_of(model) == FLEX and pack.ids.shape[1] < (length := flex_length(pack.ids.shape[1])):
+        return decode(model, padded(pack, length))[:, : pack.ids.shape[1]]
     mask = tree_mask(model, torch.from_numpy(pack.subtree_end).to(model.device), depth[0])
     output = model.get_decoder()(input_ids=ids, position_ids=depth, attention_mask=mask, use_cache=False)
     return output.last_hidden_state
+
+
+def flex_length(size: int) -> int:
+    """Give the length that a tree of `size` tokens is padded to: a few in all, each a quarter above the one before."""
+    length = FLEX_BLOCK
+    while length < size:
+        length = max(length + FLEX_BLOCK, length * 5 // 4 // FLEX_BLOCK * FLEX_BLOCK)
+    return length
+
+
+def attention_of(model: Any) -> str:
+    """Name the attention that a model reads with."""
+    return str(model.config.get_text_config()._attn_implementation)
+
+
+@contextmanager
+def attending(model: Any, name: str) -> Iterator[None]:
+    """Let a model read with another attention for a while. Raises ValueError where it has none of that name."""
+    before = attention_of(model)
+    if name != before:
+        model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        if name != before:
+            model.set_attn_implementation(before)
 
 
 def by_path(model: Any, pack: Pack) -> bool:
@@ -70,7 +101,7 @@ def by_path(model: Any, pack: Pack) -> bool:
     Path by path a shared token is read once for each path, but no path pays for another: short branches gain, a label
     trie or a long trunk does not.
     """
-    if pack.paths is None or model.config.get_text_config()._attn_implementation != PATHS:
+    if pack.paths is None or attention_of(model) != PATHS:
         return False
     rows, width = pack.paths.shape
     return rows * width * width < pack.ids.size**2 / 2 and rows * width < MOST_REPEATED * pack.ids.size
@@ -195,7 +226,7 @@ def tree_mask(model: Any, subtree_end: Tensor, depth: Tensor) -> Any:
 
     `subtree_end`, `depth` (n,). Gives one mask (1, 1, n, n), or one per layer type where layers differ.
     """
-    if model.config.get_text_config()._attn_implementation == "flex_attention":
+    if attention_of(model) == FLEX:
         return by_layer(model, lambda window: _block_mask(subtree_end, depth, window))
     index = torch.arange(len(depth), device=depth.device)
     everything = allowed(subtree_end, index)
@@ -219,7 +250,7 @@ def by_layer(model: Any, make: Any) -> Any:
 
 def as_attention(model: Any, mask: Tensor) -> Tensor:
     """Turn a boolean mask into what the model's attention adds up: boolean for sdpa, additive for eager."""
-    if model.config.get_text_config()._attn_implementation in ("sdpa", PATHS):
+    if attention_of(model) in ("sdpa", PATHS):
         return mask
     # A boolean mask would be added as 0 and 1 here, which is silently wrong.
     return torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
@@ -243,7 +274,7 @@ def read_paths(model: Any) -> None:
 
     So does one whose layers do not hand on what they are told: it would read a tree as if it were one text.
     """
-    if model.config.get_text_config()._attn_implementation != "sdpa":
+    if attention_of(model) != "sdpa":
         return
     AttentionInterface.register(PATHS, attend_by_path)
     AttentionMaskInterface.register(PATHS, sdpa_mask)
@@ -263,6 +294,5 @@ def reads_trunk(model: Any) -> bool:
 
     Latent attention keeps something else in the cache than the keys that it attends to.
     """
-    config = model.config.get_text_config()
-    plain = getattr(config, "kv_lora_rank", None) is None
-    return config._attn_implementation == PATHS and plain and by_layer(model, lambda window: window) is None
+    plain = getattr(model.config.get_text_config(), "kv_lora_rank", None) is None
+    return attention_of(model) == PATHS and plain and by_layer(model, lambda window: window) is None

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from saywhy.config import Train
+from saywhy.lm.forward import attending
 from saywhy.progress import say, track
 from saywhy.records import RequestError, WorkError
 from saywhy.train import checkpoints, optimizers
@@ -50,14 +51,12 @@ def finetune(
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     batches = plan_steps(examples, settings, seed)
     model.to(accelerator.device)
-    choice = choose(model, examples, batches[0], settings, folder, accelerator)
-    losses = Losses(model, choice["precision"])
+    way = choose(model, examples, batches[0], settings, folder, accelerator)
+    losses = Losses(model, way.precision)
     losses, *steppers = accelerator.prepare(losses, *optimizers.make(model, settings))
-    state = checkpoints.resume(model, steppers, folder) or Trained(
-        layout=choice["layout"], precision=choice["precision"]
-    )
+    state = checkpoints.resume(model, steppers, folder) or Trained(layout=way.layout, precision=way.precision)
     evaluate_at = {math.ceil(len(batches) * (k + 1) / settings.evaluations) for k in range(settings.evaluations)}
-    lay = LAYOUTS[choice["layout"]]
+    lay = LAYOUTS[way.layout]
     with track(title, sum(map(len, batches)), "rows") as advance:
         advance(state.rows, 0, "")
         for step in range(state.steps, len(batches)):
@@ -69,7 +68,8 @@ def finetune(
             for group in (group for stepper in steppers for group in stepper.param_groups):
                 group["lr"] = rate_at(step, len(batches), settings)
             model.train()
-            loss = _step(losses, packs, rows, accelerator)
+            with attending(model, way.attention):
+                loss = _step(losses, packs, rows, accelerator)
             gradient = float(accelerator.clip_grad_norm_(model.parameters(), settings.clip))
             if not math.isfinite(loss + gradient):
                 # Before the step: weights and checkpoints stay what they were.

@@ -1,16 +1,19 @@
-"""How a training computes: the layout of its packs and its precision, measured where the settings leave them open."""
+"""How a training computes: layout of its packs, attention and precision, measured where more than one will do."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from saywhy import store
 from saywhy.config import Train
+from saywhy.lm.forward import FLEX, attending, attention_of
 from saywhy.lm.load import why_no_tree
 from saywhy.progress import say
 from saywhy.train.loss import Losses, autocast
@@ -21,6 +24,21 @@ from saywhy.trees import Branch, Pack, pack_alone, pack_rows, pack_trees
 Lay = Callable[[Sequence[Branch], int], list[Pack]]
 LAYOUTS: dict[str, Lay] = {"tree": pack_trees, "rows": pack_rows, "alone": pack_alone}
 TIMED_STEPS = 2
+# A layout that computes so many times the tokens of another is not timed, nor is a way timed twice that took so many
+# times as long as another when both warmed up.
+HOPELESS = 4
+
+
+@dataclass(frozen=True)
+class Way:
+    """How packs are laid (a name of LAYOUTS), what the model reads them with, and in which precision."""
+
+    layout: str
+    attention: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.layout} {self.precision}" + (" with FlexAttention" if self.attention == FLEX else "")
 
 
 def choose(
@@ -30,48 +48,72 @@ def choose(
     settings: Train,
     folder: Path,
     accelerator: Accelerator,
-) -> dict[str, str]:
-    """Settle layout and precision once a training: both are timed where the settings leave them open.
+) -> Way:
+    """Settle once a training how it computes: what the settings leave open is timed.
 
     The choice is written down, since a training that goes on, and every process of one, must use the same arithmetic.
     """
     path = folder / "choice.json"
     if accelerator.is_main_process and not path.exists():
         branches = [branch for row in batch for branch in examples[row].branches]
-        store.write_json(path, _measured(model, branches, settings))
+        store.write_json(path, asdict(_measured(model, branches, settings)))
     accelerator.wait_for_everyone()
-    return dict(store.read_json(path))
+    return Way(**store.read_json(path))
 
 
-def _measured(model: Any, branches: Sequence[Branch], settings: Train) -> dict[str, str]:
+def _measured(model: Any, branches: Sequence[Branch], settings: Train) -> Way:
     layouts = ["tree", "rows"] if settings.layout == "auto" else [settings.layout]
     if reason := why_no_tree(model):
         say(f"this model cannot read token trees ({reason}); it is trained row by row")
         layouts = ["alone"]
     precisions = ["float32", "bf16"] if settings.precision == "auto" else [settings.precision]
-    layout = _fastest(model, branches, settings, [(layout, precisions[0]) for layout in layouts])[0]
-    precision = _fastest(model, branches, settings, [(layout, precision) for precision in precisions])[1]
-    if layout == "tree":
-        check_packs(model, branches, settings.pack_tokens, lambda: autocast(model, precision), precision)
-    return {"layout": layout, "precision": precision}
+    way = Way(layouts[0], attention_of(model), precisions[0])
+    places = {name: sum(pack.ids.size for pack in LAYOUTS[name](branches, settings.pack_tokens)) for name in layouts}
+    few = [name for name in layouts if places[name] <= HOPELESS * min(places.values())]
+    way = _fastest(model, branches, settings, [replace(way, layout=name) for name in few])
+    way = _fastest(model, branches, settings, [replace(way, precision=precision) for precision in precisions])
+    if way.layout == "tree":
+        way = _fastest(model, branches, settings, [replace(way, attention=name) for name in _attentions(model)])
+        with attending(model, way.attention):
+            check_packs(model, branches, settings.pack_tokens, lambda: autocast(model, way.precision), way.precision)
+    return way
 
 
-def _fastest(
-    model: Any, branches: Sequence[Branch], settings: Train, ways: Sequence[tuple[str, str]]
-) -> tuple[str, str]:
+def _attentions(model: Any) -> list[str]:
+    """Give what a tree can be read with here: on a GPU FlexAttention too, where the model has it."""
+    own = attention_of(model)
+    # FlexAttention has no backward on a CPU, and refuses dropout.
+    dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
+    if model.device.type != "cuda" or own == FLEX or dropout:
+        return [own]
+    try:
+        with attending(model, FLEX):
+            return [own, FLEX]
+    except ValueError:
+        return [own]
+
+
+def _fastest(model: Any, branches: Sequence[Branch], settings: Train, ways: Sequence[Way]) -> Way:
     if len(ways) == 1:
         return ways[0]
-    took: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
-    # The first round warms up and is not counted; the ways take turns, so that a slow moment hits them all.
-    for _ in range(1 + TIMED_STEPS):
-        for layout, precision in ways:
-            began = time.monotonic()
-            losses = Losses(model, precision)
-            for pack in LAYOUTS[layout](branches, settings.pack_tokens):
-                losses(pack).backward()
-            took[layout, precision].append(time.monotonic() - began)
-    seconds = {way: min(times[1:]) for way, times in took.items()}
+    took = {way: _seconds(model, branches, settings, way) for way in ways}
+    # The first round only warms up; the ways take turns, so that a slow moment hits them all.
+    left = [way for way in ways if took[way] <= HOPELESS * min(took.values())]
+    if len(left) > 1:
+        rounds = [{way: _seconds(model, branches, settings, way) for way in left} for _ in range(TIMED_STEPS)]
+        took |= {way: min(one[way] for one in rounds) for way in left}
     model.zero_grad()
-    best = min(seconds, key=lambda way: seconds[way])
-    say("measured a step: " + ", ".join(f"{' '.join(way)} {s:.3f} s" for way, s in seconds.items()))
-    return best
+    say("measured a step: " + ", ".join(f"{way} {seconds:.3f} s" for way, seconds in took.items()))
+    return min(left, key=lambda way: took[way])
+
+
+def _seconds(model: Any, branches: Sequence[Branch], settings: Train, way: Way) -> float:
+    """Time one step's loss and gradient."""
+    began = time.monotonic()
+    with attending(model, way.attention):
+        losses = Losses(model, way.precision)
+        for pack in LAYOUTS[way.layout](branches, settings.pack_tokens):
+            losses(pack).backward()
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic() - began
