@@ -456,11 +456,11 @@ def test_layout_and_precision_are_measured_once_and_kept(
     chosen = settings(layout="auto", precision="auto", steps=2)
     trained, _ = run(tmp_path, chosen)
     choice = json.loads((tmp_path / "choice.json").read_text())
-    assert choice == {"layout": trained.layout, "precision": trained.precision}
-    other = {"layout": "rows" if trained.layout == "tree" else "tree", "precision": "float32"}
+    assert choice == {"layout": trained.layout, "attention": PATHS, "precision": trained.precision}
+    other = {**choice, "layout": "rows" if trained.layout == "tree" else "tree", "precision": "float32"}
     (tmp_path / "choice.json").write_text(json.dumps(other))
     again, _ = run(tmp_path, chosen)
-    assert {"layout": again.layout, "precision": again.precision} == other
+    assert (again.layout, again.precision) == (other["layout"], other["precision"])
 
 
 def test_a_model_that_cannot_read_trees_is_trained_row_by_row_and_says_so(
