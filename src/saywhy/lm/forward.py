@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -50,8 +51,31 @@ def log_probs(model: Any, pack: Pack) -> Tensor:
 
 
 def _slice(model: Any, hidden: Tensor, index: Tensor, target: Tensor) -> Tensor:
-    logits = head(model, hidden).float()
-    return logits[index, target] - torch.logsumexp(logits, -1)[index]
+    return _LogProbs.apply(head(model, hidden).float(), index, target)
+
+
+class _LogProbs(torch.autograd.Function):
+    """Log-probabilities of some targets, with a gradient that is made in the place of all of them.
+
+    Logits are the largest tensors of a small model's step: torch's own way keeps four of their size (LOG.md,
+    2026-11-21).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, index: Tensor, target: Tensor) -> Tensor:
+        """Give `log_softmax(logits)[index, target]`: (m,) of (k, v)."""
+        everything = torch.log_softmax(logits, -1)
+        ctx.save_for_backward(everything, index, target)
+        return everything[index, target]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Turn what was kept into the gradient of the logits; a second backward of the same graph is not possible."""
+        everything, index, target = ctx.saved_tensors
+        row = torch.zeros(len(everything), dtype=gradient.dtype, device=gradient.device)
+        found = everything.exp_().mul_(row.index_add_(0, index, gradient).neg_()[:, None])
+        return found.index_put_((index, target), gradient, accumulate=True), None, None
 
 
 def decode(model: Any, pack: Pack) -> Tensor:
