@@ -235,9 +235,10 @@ def test_a_label_of_more_tokens_is_taught_less_under_even_label_weights_and_corr
 
 def test_class_weights_multiply_label_tokens_alone(base: Path) -> None:
     kept = {row.id: (f"it barks {row.id}",) for row in ROWS}
+    even: dict[str, Any] = {"label_weight": "tokens"}
     plain, weighted = (
         encode(
-            classifier.course(TASK, arm, str(base), Train(class_weights=weights, label_weight="tokens"), ROWS, 0, "cut", False),  # type: ignore[arg-type]
+            classifier.course(TASK, arm, str(base), Train(class_weights=weights, **even), ROWS, 0, "cut", False),
             classifier.lessons(arm, ROWS, kept),
         )
         for weights in ("none", "balanced")
