@@ -73,7 +73,7 @@ def shuffled(answers: Answers, seed: int) -> Answers:
     columns: dict[str, Any] = {
         field.name: tuple(getattr(answers, field.name)[i] for i in order)
         for field in dataclasses.fields(answers)
-        if field.name != "seconds"
+        if field.name not in ("seconds", "prior")
     }
     return dataclasses.replace(answers, **columns)
 

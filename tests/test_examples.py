@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from saywhy import config, tickets
+import toy
+from saywhy import cli, config, tickets
 from saywhy.config import settings
 from saywhy.data import read
 
@@ -30,7 +32,9 @@ def names_of_sections(kind: type[settings.Settings]) -> set[str]:
 
 
 def test_there_are_as_many_examples_as_this_file_knows() -> None:
-    assert [path.name for path in EXAMPLES] == ["emotion-small.yaml", "emotion.yaml", "tickets.yaml"]
+    assert [path.name for path in EXAMPLES] == [
+        "emotion-small.yaml", "emotion.yaml", "two-stage-recipe.yaml", "tickets.yaml",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -89,6 +93,67 @@ def test_an_example_can_be_pointed_at_data_elsewhere() -> None:
     sources = (made.data.train, made.data.dev, made.data.test)
     assert len(shown) == 3
     assert all(Path(str(source)).is_relative_to(Path("/elsewhere").resolve()) for source in sources)
+
+
+def as_written(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "examples" / name).read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_papers_recipe_has_the_settings_of_its_card() -> None:
+    path = ROOT / "examples" / "papers" / "two-stage-recipe.yaml"
+    made = config.load(path)
+    for train in (made.reasoner.train, made.classifier.train):
+        assert (train.tokens_per_step, train.warmup, train.epochs, train.weight_decay) == (2 * 8 * 8192, 10, 1, 0)
+        assert (train.learning_rate, train.schedule, train.label_weight) == (2e-5, "cosine", "tokens")
+    assert {"evaluations"} == set(as_written("papers/two-stage-recipe.yaml")["classifier"]["train"]) - set(
+        as_written("papers/two-stage-recipe.yaml")["reasoner"]["train"]
+    )
+    plain, reasoned, *controls = made.classifier.arms
+    assert (plain.arm, reasoned.arm) == ("label_only", "reason_then_label")
+    assert plain.train == reasoned.train == made.classifier.train
+    assert [(arm.match, arm.to) for arm in controls[:2]] == [("steps", reasoned.name), ("tokens", reasoned.name)]
+    for arm in controls[2:]:
+        assert as_long(arm.train.model_copy(update={"epochs": 1.0, "evaluations": 2, "patience": None})) == as_long(
+            made.classifier.train
+        )
+        assert arm.train.patience is not None and arm.train.epochs > 10
+
+
+def test_checking_the_papers_recipe_tells_steps_and_tokens_of_every_arm(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    labels = ("sadness", "joy", "love", "anger", "fear", "surprise")
+    rows = [{"text": f"i feel so odd {at} today", "label": labels[at % 6]} for at in range(48)]
+    cases = [{"question": "why?", "answer": "so", "reasoning": f"it is {at} of them, and more"} for at in range(9)]
+    for name, some in (("train", rows), ("test", rows[:6]), ("cases", cases)):
+        toy.write_lines(tmp_path / f"{name}.jsonl", some)
+    sets = {
+        "base": base, "data.train": tmp_path / "train.jsonl", "data.test": tmp_path / "test.jsonl", "data.dev": 0.2,
+        "reasoner.worked_cases.data": tmp_path / "cases.jsonl", "classifier.train.tokens_per_step": 1500,
+    }  # fmt: skip
+    told = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+    assert cli.main(["check", str(ROOT / "examples" / "papers" / "two-stage-recipe.yaml"), *told]) == 0
+    out = capsys.readouterr().out
+    steps = {
+        name: int(n.replace(",", "")) for name, n in re.findall(r"^(\w+): ([\d,]+) steps of 1,500 tokens", out, re.M)
+    }
+    passes = {name: float(n) for name, n in re.findall(r"^(\w+): .* tokens, ([\d.]+) passes", out, re.M)}
+    assert steps["label_only"] < steps["reason_then_label"] == steps["label_only_same_steps"]
+    assert steps["label_only_same_tokens"] >= steps["label_only_same_steps"]
+    assert passes["label_only"] == passes["reason_then_label"] == 1
+    assert passes["label_only_same_steps"] > 1 and passes["label_only_converged"] == 30
+    assert re.search(r"^Label:\[\d+ × 0\] \w+\[\d+ × 1\]", out, re.M), "trained tokens are weighted"
+    assert "label_only_same_steps has the steps of reason_then_label" in out
+    assert "label_only_converged ends earlier where 4 evaluations in a row are no new best (of 30" in out
+    # Every arm stands in the table with its steps and its computed tokens; matched tokens are nearly equal.
+    tokens = {
+        name: int(n.replace(",", ""))
+        for name, n in re.findall(r"^│ (\w+)\s+│\s+[\d,]+\s+│\s+[\d,]+\s+│\s+([\d,]+)", out, re.M)
+    }
+    assert set(steps) <= set(tokens)
+    assert tokens["label_only_same_tokens"] == pytest.approx(tokens["reason_then_label"], rel=0.2)
 
 
 def test_configs_on_pages_are_configs() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import toy
-from saywhy import evaluate, metrics, pipeline, predict, report, store
+from saywhy import classifier, evaluate, metrics, pipeline, predict, report, store
 from saywhy.lm.generate import Leaving
 from saywhy.prompts import MODES
 from saywhy.records import Candidate, Prediction, RequestError, Row, Task, WorkError
@@ -497,6 +497,28 @@ def test_without_any_reasoning_kept_the_work_fails_and_stays(tmp_path: Path) -> 
     # Mended, the same folder goes on.
     toy.run(data, tmp_path / "run", **toy.quick())
     assert ".reasonings.partial" not in names(tmp_path / "run")
+
+
+def test_no_training_reads_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    real = classifier.answer
+
+    def watched(model: Any, rows: Sequence[Row], *rest: Any) -> list[Prediction]:
+        asked.extend(row.id for row in rows)
+        return real(model, rows, *rest)
+
+    monkeypatch.setattr(classifier, "answer", watched)
+    changes = toy.quick(classifier__arms=["label_only", "both"])
+    made = []
+    for name in ("one", "other"):
+        data = toy.write_data(tmp_path / name)
+        if name == "other":
+            rows = [{"id": f"test-{at}", "text": f"it sleeps {at}", "label": "cat"} for at in range(5)]
+            toy.write_lines(data / "test.jsonl", rows)
+        run = pipeline.run(toy.load(data, **changes), tmp_path / f"run-{name}", until="train")
+        made.append({path.parent.name: path.read_bytes() for path in run.glob("*/model.safetensors")})
+    assert asked and {one.partition("-")[0] for one in asked} == {"dev"}
+    assert set(made[0]) == {"base", "label_only", "both"} and made[0] == made[1]
 
 
 def test_without_teacher_label_only_meets_the_floors_and_the_rest_is_said_to_be_missing(

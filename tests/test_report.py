@@ -99,7 +99,7 @@ def answers(
 def rows_of(one: Answers) -> list[dict[str, Any]]:
     """Answers as the rows of a predictions file."""
     names = {"ids": "id", "texts": "text", "labels": "label", "reasonings": "reasoning"}
-    columns = {names.get(key, key): value for key, value in vars(one).items() if key != "seconds"}
+    columns = {names.get(key, key): value for key, value in vars(one).items() if key not in ("seconds", "prior")}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

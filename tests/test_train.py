@@ -357,6 +357,55 @@ def test_a_later_checkpoint_is_kept_where_the_rows_cannot_tell(
     assert (trained.best_step, trained.dev, trained.highest) == (step, scores[step // 2 - 1], max(scores))
 
 
+# The second, at step 4, is the best, the third as good, and from the sixth on they would be better.
+SCORES = (0.5, 0.6, 0.6, 0.55, 0.4, 0.9)
+
+
+@pytest.mark.parametrize("every", [3, 4, 8])
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_patience_ends_a_training_and_one_that_was_killed_alike(at: int, every: int, tmp_path: Path) -> None:
+    chosen = settings(steps=12, evaluations=6, checkpoint_every=every)
+    patient = chosen.model_copy(update={"patience": 2})
+    scores = iter(SCORES)
+    planned, _ = run(tmp_path / "planned", chosen, dev_score=lambda _: next(scores))
+    assert (planned.steps, planned.best_step, planned.ended) == (12, 12, "steps")
+
+    def score_from(evaluation: int, killed_at: int = 0) -> Callable[[Any], float]:
+        asked = evaluation
+
+        def score(_: Any) -> float:
+            nonlocal asked
+            asked += 1
+            if asked == killed_at:
+                raise Killed
+            return SCORES[asked - 1]
+
+        return score
+
+    wanted, weights = run(tmp_path / "whole", patient, dev_score=score_from(0))
+    assert (wanted.steps, wanted.best_step, wanted.dev, wanted.stale, wanted.ended) == (8, 6, 0.6, 2, "patience")
+    # The rates were those of all planned steps.
+    assert wanted.curve == planned.curve[:8]
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", patient, dev_score=score_from(0, at))
+    from_step = (2 * at - 1) // every * every
+    again, found = run(tmp_path / "killed", patient, dev_score=score_from(from_step // 2))
+    assert replace(again, seconds=0) == replace(wanted, seconds=0)
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+    # Once more from the last checkpoint, which with 8 steps a checkpoint is where it ended.
+    last, found = run(tmp_path / "killed", patient, dev_score=score_from(8 // every * every // 2))
+    assert replace(last, seconds=0) == replace(wanted, seconds=0)
+
+
+def test_patience_counts_evaluations_since_the_best_and_needs_dev_rows(tmp_path: Path) -> None:
+    told = iter((0.5, 0.4, 0.6, 0.5, 0.7, 0.1))
+    chosen = settings(steps=12, evaluations=6, patience=2)
+    trained, _ = run(tmp_path / "rising", chosen, dev_score=lambda _: next(told), dev_rows=100)
+    assert (trained.steps, trained.ended, trained.stale) == (12, "steps", 1)
+    unjudged, _ = run(tmp_path / "unjudged", chosen)
+    assert (unjudged.steps, unjudged.ended) == (12, "steps")
+
+
 @pytest.mark.parametrize("name", ["llama-tied", "gemma3"])
 def test_tied_weights_stay_tied_through_checkpoints(name: str, tmp_path: Path) -> None:
     scores = iter([0.9, 0.1])
@@ -517,6 +566,10 @@ def test_the_learning_rate_rises_and_falls_by_its_schedule() -> None:
     assert rates("constant") == [0.5] + [1.0] * 9
     assert rates("linear", 0.0) == pytest.approx([1 - step / 10 for step in range(10)])
     assert rate_at(0, 1, Train(learning_rate=3.0)) == 3.0
+    # From 1 on it counts steps, however many there are of them.
+    assert rates("linear", 2) == rates("linear", 0.2)
+    assert rates("linear", 1) == pytest.approx([1 - max(0, step - 1) / 9 for step in range(10)])
+    assert rates("cosine", 20) == pytest.approx([(step + 1) / 20 for step in range(10)])
 
 
 INSTRUCTION = "Which emotion does the writer express?\n- sadness: loss\n- joy"

@@ -14,6 +14,10 @@ COLUMNS = (
     "asked by", "rows", "accuracy", "95% interval", "macro F1", "mean recall", "NLL", "ECE", "temperature",
     "tokens a row",
 )  # fmt: skip
+BALANCED = (
+    "Labels were balanced in training: the label given is the likeliest among equally frequent ones, and\n"
+    "probabilities are put back to the shares of the training rows, so that another label may have the highest.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -95,12 +99,15 @@ def _figures(known: Known) -> str:
     if known.metrics is None:
         return "It was not evaluated: there are no figures, and its probabilities are not calibrated."
     modes = known.metrics["arms"][known.name]["modes"]
+    balanced = any(found.get("prior") for found in modes.values())
     rows = [_row(f"`{mode}`", found["test"], found["temperature"]) for mode, found in modes.items()]
     rows += [_row(f"{name} (floor)", scores, None) for name, scores in known.metrics["floors"].items() if scores]
     lines = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *rows]
     return (
         "Test rows, which chose nothing; shares in percent, NLL in nats. Accuracy has Wilson's interval over rows.\n"
-        "NLL and ECE are after the mode's temperature, which was fitted on dev rows.\n\n"
+        "NLL and ECE are after the mode's temperature, which was fitted on dev rows.\n"
+        + (BALANCED if balanced else "")
+        + "\n"
         + "\n".join(f"| {' | '.join(line)} |" for line in lines)
         + "".join(f"\n\n{sentence}" for sentence in _recommended(known))
     )

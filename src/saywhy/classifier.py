@@ -69,7 +69,8 @@ def course(
     longest = max(answers, key=len, default="")
     around = () if arm == "label_only" else tuple(p for p in _answer(arm, longest) if p.name != "reasoning")
     weights = _class_weights(rows) if settings.class_weights == "balanced" else ()
-    return Course(arm, base, task_instruction(task), settings, seed, around, weights, on_overflow, trust)
+    shares = _shares(rows) if settings.is_balanced else ()
+    return Course(arm, base, task_instruction(task), settings, seed, around, weights, on_overflow, trust, shares)
 
 
 def _answer(arm: str, label: str) -> tuple[Part, ...]:
@@ -77,8 +78,13 @@ def _answer(arm: str, label: str) -> tuple[Part, ...]:
 
 
 def _class_weights(rows: Sequence[Row]) -> tuple[tuple[str, float], ...]:
+    shares = _shares(rows)
+    return tuple((label, 1 / (len(shares) * share)) for label, share in shares)
+
+
+def _shares(rows: Sequence[Row]) -> tuple[tuple[str, float], ...]:
     counts = Counter(row.label or "" for row in rows)
-    return tuple((label, len(rows) / (len(counts) * n)) for label, n in counts.items())
+    return tuple((label, n / len(rows)) for label, n in counts.items())
 
 
 def train(
@@ -145,12 +151,13 @@ def score(task: Task, rows: Sequence[Row], answers: Sequence[str], metric: str) 
     return float(METRICS[metric](count(gold, given, len(task.labels))))
 
 
-def matched(plan: Course, taught: Sequence[Lesson], other: Path) -> Course:
-    """Give a course as many steps as make its computed tokens those of another, finished arm."""
-    tokens = int(store.read_json(other / "train.json")["tokens"])
+def matched(plan: Course, taught: Sequence[Lesson], match: str | None, steps: int, tokens: int) -> Course:
+    """Give a course as many steps as another arm takes, or as make its computed tokens those of that arm."""
+    if match == "steps":
+        return replace(plan, settings=plan.settings.model_copy(update={"steps": steps}))
     examples = encode(plan, taught).examples
-    steps = plan_steps(examples, plan.settings, plan.seed)[:SAMPLED_STEPS]
-    laid = [[branch for row in step for branch in examples[row].branches] for step in steps]
+    sampled = plan_steps(examples, plan.settings, plan.seed)[:SAMPLED_STEPS]
+    laid = [[branch for row in step for branch in examples[row].branches] for step in sampled]
     each = [packs_tokens(pack_trees(branches, plan.settings.pack_tokens)) for branches in laid]
     wanted = max(1, round(tokens / (sum(each) / len(each))))
     return replace(plan, settings=plan.settings.model_copy(update={"steps": wanted}))

@@ -56,7 +56,10 @@ SOURCES = ("…", "…")
 
 @dataclass(frozen=True)
 class Estimate:
-    """What training one model would take. `reasonings` says whose lengths stand in for those not yet written."""
+    """What training one model would take. `reasonings` says whose lengths stand in for those not yet written.
+
+    `drawn` counts the rows of all steps.
+    """
 
     name: str
     encoded: Encoded
@@ -64,6 +67,7 @@ class Estimate:
     steps: int
     tokens: int
     reasonings: str
+    drawn: int
 
 
 def show(config: Config) -> None:
@@ -88,6 +92,7 @@ def show(config: Config) -> None:
         _show_teachers(console, config, data)
         _show_lengths(console, shown)
         _show_costs(console, estimates)
+        _show_steps(console, config, shown)
     _show_left_out(console, config, estimates)
 
 
@@ -133,11 +138,14 @@ def _estimates(config: Config, data: Data, folder: Path) -> list[Estimate]:
     if config.reasonings.measured and kept:
         courses = scorer_courses(config, data, _base(config, data, folder, "classifier"), kept)
         found += [_estimate(f"scorer-{fold}", plan, taught, source) for fold, (plan, taught) in enumerate(courses)]
-    for arm in config.classifier.arms:
-        if arm.arm in NEEDS_REASONINGS and not kept:
+    arms = {estimate.name: estimate for estimate in found}
+    # An arm that is matched with another is reckoned after it, as it is trained.
+    for arm in sorted(config.classifier.arms, key=lambda arm: arm.match is not None):
+        if (arm.arm in NEEDS_REASONINGS and not kept) or (arm.to is not None and arm.to not in arms):
             continue
-        found.append(_arm(config, data, arm, kept, source, _base(config, data, folder, "classifier")))
-    return found
+        base, other = _base(config, data, folder, "classifier"), arms.get(arm.to or "")
+        arms[arm.name] = _arm(config, data, arm, kept, source, base, other)
+    return list(arms.values())
 
 
 def _expected(config: Config, data: Data) -> tuple[Mapping[str, tuple[str, ...]], str]:
@@ -151,12 +159,24 @@ def _expected(config: Config, data: Data) -> tuple[Mapping[str, tuple[str, ...]]
     return {row.id: (cases[i % len(cases)].reasoning,) for i, row in enumerate(data.train)}, "lengths of worked cases"
 
 
-def _arm(config: Config, data: Data, arm: Arm, kept: Mapping[str, tuple[str, ...]], source: str, base: str) -> Estimate:
+def _arm(
+    config: Config,
+    data: Data,
+    arm: Arm,
+    kept: Mapping[str, tuple[str, ...]],
+    source: str,
+    base: str,
+    other: Estimate | None,
+) -> Estimate:
+    """Reckon one arm, which may be matched with another."""
     given = {} if arm.arm == "label_only" else kept
     plan = classifier.course(
         data.task, arm.arm, base, arm.train, data.train, config.seed, config.data.on_overflow, config.trust_remote_code
     )
-    return _estimate(arm.name, plan, classifier.lessons(arm.arm, data.train, given), "" if not given else source)
+    taught = classifier.lessons(arm.arm, data.train, given)
+    if other is not None:
+        plan = classifier.matched(plan, taught, arm.match, other.steps, other.tokens)
+    return _estimate(arm.name, plan, taught, "" if not given else source)
 
 
 def _base(config: Config, data: Data, folder: Path, stage: str) -> str:
@@ -176,7 +196,7 @@ def _estimate(name: str, plan: Course, lessons: Sequence[Lesson], source: str) -
     steps = plan_steps(encoded.examples, plan.settings, plan.seed)
     laid = [[b for row in step for b in encoded.examples[row].branches] for step in steps[:SAMPLED_STEPS]]
     each = np.mean([packs_tokens(pack_trees(branches, plan.settings.pack_tokens)) for branches in laid])
-    return Estimate(name, encoded, plan, len(steps), round(float(each) * len(steps)), source)
+    return Estimate(name, encoded, plan, len(steps), round(float(each) * len(steps)), source, sum(map(len, steps)))
 
 
 def _show_data(console: Console, data: Data) -> None:
@@ -207,7 +227,8 @@ def _show_example(console: Console, estimate: Estimate) -> None:
     console.print(text)
     for target in lesson.targets:
         line = Text()
-        weighted = segments(encoder, target, estimate.course.settings.label_weight)
+        class_weight = dict(estimate.course.class_weights).get(lesson.group, 1.0)
+        weighted = segments(encoder, target, estimate.course.settings.label_weight, class_weight)
         for part, segment in zip(target, weighted, strict=True):
             shown = encoder.prompt.end if part.name == "end" else part.text
             line.append(shown, style="dim" if segment.weight == 0 else "bold green" if part.loss == "label" else "cyan")
@@ -288,6 +309,27 @@ def _show_costs(console: Console, estimates: Sequence[Estimate]) -> None:
         console.print("The arms differ in steps: a difference between them may be one of training length.")
 
 
+def _show_steps(console: Console, config: Config, estimates: Sequence[Estimate]) -> None:
+    """Say what a step is, which arms are matched with others, and which may end before their last step."""
+    for estimate in estimates:
+        settings = estimate.course.settings
+        size = f"{settings.rows_per_step} rows" if settings.rows_per_step else f"{settings.tokens_per_step:,} tokens"
+        trained = sum(example.target_tokens for example in estimate.encoded.examples)
+        console.print(
+            f"{estimate.name}: {estimate.steps:,} steps of {size}, {_passes(estimate):.1f} passes over the rows, "
+            f"{trained / len(estimate.encoded.examples):.1f} tokens trained on in each"
+        )
+    named = {estimate.name for estimate in estimates}
+    for arm in config.classifier.arms:
+        if arm.name in named and arm.match is not None:
+            console.print(f"{arm.name} has the {arm.match} of {arm.to}, as reckoned here and then as they were.")
+        if arm.name in named and arm.train.patience is not None:
+            console.print(
+                f"{arm.name} ends earlier where {arm.train.patience} evaluations in a row are no new best (of "
+                f"{arm.train.evaluations} that are planned)."
+            )
+
+
 def _show_left_out(console: Console, config: Config, estimates: Sequence[Estimate]) -> None:
     """Say which arms would not be trained, and which are only not reckoned here."""
     for note in missing(config):
@@ -299,8 +341,7 @@ def _show_left_out(console: Console, config: Config, estimates: Sequence[Estimat
 
 
 def _passes(estimate: Estimate) -> float:
-    rows_per_step = estimate.course.settings.rows_per_step or 1
-    return estimate.steps * rows_per_step / len(estimate.encoded.examples)
+    return estimate.drawn / len(estimate.encoded.examples)
 
 
 def _parameters(base: str) -> int:

@@ -47,7 +47,7 @@ from saywhy.records import LABEL_CUE, RequestError, Row, WorkError
 from saywhy.trees import Floats
 
 # What saywhy itself needs of a model folder beside the model and its prompt.
-COPIED = ("task.json", "calibration.json", "README.md")
+COPIED = ("task.json", "calibration.json", "prior.json", "README.md")
 SCORED_AGAIN = 50
 AGREEMENT = 0.99
 # Labels whose probabilities are as near as this may change places by rounding.
@@ -266,6 +266,8 @@ def write_decision(folder: Path, classifier: Classifier) -> str:
         return f"no decision.json: {classifier.arm} is not asked for the label alone"
     if not task.labels:
         return "no decision.json: each row brings its own choices"
+    if classifier.prior:
+        return "no decision.json: labels were balanced in training, and the pipeline corrects no probability for that"
     ids = {label: part_ids(encoder, Part("label", f" {label}", "")) for label in task.labels}
     if several := [label for label, tokens in ids.items() if len(tokens) > 1]:
         return f"no decision.json: more than one token behind {LABEL_CUE!r}: {', '.join(several)}"

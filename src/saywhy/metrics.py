@@ -319,9 +319,21 @@ def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
     return normalised
 
 
-def fit_temperature(probabilities: Floats, gold: Ints) -> float:
+def apply_prior(probabilities: Floats, factors: Floats) -> Floats:
+    """The probabilities times each label's factor, normalised again, shape (rows, labels).
+
+    With factors π(y) / π'(y) answers under the prior π' become those under π (Elkan 2001, theorem 2; Saerens, Latinne
+    and Decaestecker 2002, equation 4): right where they were right under π', so they come after a temperature.
+    """
+    weighted = probabilities * factors
+    normalised: Floats = weighted / weighted.sum(axis=1, keepdims=True)
+    return normalised
+
+
+def fit_temperature(probabilities: Floats, gold: Ints, factors: Floats | None = None) -> float:
     """The temperature that makes the gold labels likeliest, between 0.05 and 20 (Guo et al. 2017).
 
+    With `factors` (labels,) they are likeliest after `apply_prior`, which follows the temperature.
     It is 1.0 where the rows cannot tell: none, or every gold label already the likeliest, when colder is always better.
     A gold label of probability 0 is taken for one of `SMALLEST`, so that a sure mistake still tells of overconfidence.
     """
@@ -332,9 +344,10 @@ def fit_temperature(probabilities: Floats, gold: Ints) -> float:
     safe[rows, gold] = np.maximum(safe[rows, gold], SMALLEST)
     with np.errstate(divide="ignore"):
         logs = np.log(safe)
+    offsets = 0.0 if factors is None else np.log(factors)
 
     def loss(log_temperature: float) -> float:
-        scaled = logs / math.exp(log_temperature)
+        scaled = logs / math.exp(log_temperature) + offsets
         return float((logsumexp(scaled, axis=1) - scaled[rows, gold]).mean())
 
     # The loss is convex in 1 / temperature, so it has one minimum and a bounded search finds it.

@@ -28,6 +28,10 @@ RUN_FILES = (
     "journal.jsonl", "metrics.json", "report.html",
 )  # fmt: skip
 
+BALANCED_TWICE = (
+    "class_weights and sampler are both balanced: each alone makes every label count the same, both would correct "
+    "twice; set one of them to none or shuffled"
+)
 LEARNING_RATE = 2e-5  # model card of syvai/emotion-reasoning-1b
 SCRATCH_LEARNING_RATE = 2e-3  # ours: random weights of a few million parameters learn too slowly at 2e-5
 
@@ -65,6 +69,12 @@ def _check_label_weight(value: Any) -> str | float:
     if type(value) in (int, float) and 0 < value < float("inf"):
         return float(value)
     raise ValueError(f"should be balanced, tokens or a number above 0, not {value!r}")
+
+
+def _check_warmup(value: Any) -> float:
+    if type(value) in (int, float) and (0 <= value < 1 or (value >= 1 and value == value // 1)):
+        return float(value)
+    raise ValueError(f"should be a share of the steps from 0 to below 1, or a whole number of steps, not {value!r}")
 
 
 def _check_labels(value: Any) -> Any:
@@ -193,8 +203,8 @@ class Train(Settings):
         default=LEARNING_RATE, gt=0, description="highest rate; 2e-5 from the card, 2e-3 for scratch"
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="from the card")
-    warmup: float = Field(
-        default=0.05, ge=0, lt=1, description="share of the steps with rising rate; the card has 10 steps"
+    warmup: Annotated[float, PlainValidator(_check_warmup)] = Field(
+        default=0.05, description="steps with rising rate: below 1 a share of all, from 1 on a number; the card has 10"
     )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw", description="muon: learns few rows from scratch in far fewer steps; torch 2.9 or later"
@@ -205,7 +215,12 @@ class Train(Settings):
         default="balanced",
         description="label against reasoning in the loss; ours: best as measured; tokens: the papers'",
     )
-    class_weights: Literal["none", "balanced"] = Field(default="none", description="balanced: rare labels weigh more")
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="balanced: the tokens of rare labels weigh more; the same in all arms"
+    )
+    sampler: Literal["shuffled", "balanced"] = Field(
+        default="shuffled", description="balanced: every label is drawn equally often instead; the same in all arms"
+    )
     precision: Literal["auto", "bf16", "float32"] = Field(
         default="auto", description="auto: the faster of two timed steps"
     )
@@ -215,6 +230,9 @@ class Train(Settings):
         default=4, ge=1, description="how often the dev split is asked which checkpoint is best; card: 2"
     )
     dev_rows: int = Field(default=400, ge=1, description="dev rows used for that; ours: five points of 95% interval")
+    patience: int | None = Field(
+        default=None, ge=1, description="end after so many evaluations in a row that are no new best; null: never"
+    )
     checkpoint_every: int = Field(default=50, ge=1, description="steps that a killed run loses at most; ours")
 
     @classmethod
@@ -230,11 +248,30 @@ class Train(Settings):
             return {**value, "tokens_per_step": None}
         return {key: setting for key, setting in value.items() if key != "rows_per_step"}
 
+    @model_validator(mode="after")
+    def _check(self) -> Train:
+        if self.class_weights == self.sampler == "balanced":
+            raise ValueError(BALANCED_TWICE)
+        return self
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether labels count otherwise than their rows are many."""
+        return "balanced" in (self.class_weights, self.sampler)
+
 
 class ReasonerTrain(Train):
     """How the reasoner is trained."""
 
     epochs: float = Field(default=1.0, gt=0, description="from the card")
+
+    @model_validator(mode="after")
+    def _check_reasoner(self) -> ReasonerTrain:
+        if self.is_balanced:
+            raise ValueError("worked cases have no labels to balance: set class_weights to none, sampler to shuffled")
+        if self.patience is not None:
+            raise ValueError("patience: no dev rows judge the reasoner, so it would never end early; set it to null")
+        return self
 
 
 class WorkedCases(Settings):
@@ -266,7 +303,9 @@ class Arm(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.]*$", description="names its folder; absent: as arm")
     arm: ArmName = Field(description="what is taught: the label, the reasoning first, it second, or both orders")
     train: Train = Field(default=Train(), description="what differs from classifier.train; once loaded, all of it")
-    match: Literal["tokens"] | None = Field(default=None, description="tokens: as many as the arm `to` computes")
+    match: Literal["tokens", "steps"] | None = Field(
+        default=None, description="as many steps as the arm `to` takes, or as compute as many tokens as it does"
+    )
     to: str | None = Field(default=None, description="the name of the arm it is matched with; goes with `match`")
 
     @classmethod
@@ -308,6 +347,31 @@ class Classifier(Settings):
                 near = did_you_mean(arm.to, others)
                 raise ValueError(f"arm '{arm.name}': to: no arm '{arm.to}' is trained without a match{near}")
         return arms
+
+    @model_validator(mode="after")
+    def _check_training(self) -> Classifier:
+        first = self.arms[0]
+        for key in ("class_weights", "sampler"):
+            for arm in self.arms:
+                if (value := self.setting(arm, key)) != self.setting(first, key):
+                    raise ValueError(
+                        f"arm '{arm.name}': train.{key} is {value}, and {self.setting(first, key)} in '{first.name}': "
+                        "two things at once would differ between them; set it in classifier.train, for all arms"
+                    )
+        if self.setting(first, "class_weights") == self.setting(first, "sampler") == "balanced":
+            raise ValueError(BALANCED_TWICE)
+        for arm in self.arms:
+            patience, evaluations = self.setting(arm, "patience"), self.setting(arm, "evaluations")
+            if patience is not None and patience >= evaluations:
+                raise ValueError(
+                    f"arm '{arm.name}': patience {patience} never ends a training of {evaluations} evaluations; raise "
+                    "evaluations"
+                )
+        return self
+
+    def setting(self, arm: Arm, key: str) -> Any:
+        """Give a training setting of an arm: its own, or that of all arms."""
+        return getattr(arm.train if key in arm.train.model_fields_set else self.train, key)
 
 
 class Budget(Settings):
@@ -397,6 +461,12 @@ class Config(Settings):
     def _check(self) -> Config:
         if "reasoner" in self.reasonings.teacher and self.reasoner.worked_cases is None:
             raise ValueError("reasonings.teacher: the reasoner needs reasoner.worked_cases to learn from")
+        balances = {self.classifier.setting(self.classifier.arms[0], key) for key in ("class_weights", "sampler")}
+        if self.task.choices is not None and "balanced" in balances:
+            raise ValueError(
+                "classifier: class_weights and sampler balance labels that rows share, and task.choices gives each row "
+                "its own answers: set them to none and shuffled"
+            )
         if self.label is not None:
             self.label.check_names(self.reasonings.named)
             if self.task.labels is None:

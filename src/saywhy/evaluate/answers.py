@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Answers:
     """What one system answered on the rows of one split; every tuple has one entry a row.
 
     `probabilities` follow the task's labels, or the row's `choices` where it has its own, before any temperature.
-    `seconds` is the time that all rows took together.
+    `seconds` is the time that all rows took together. `prior` has the factor of each label by which probabilities are
+    corrected after the temperature, where training balanced the labels; without one nothing is to be corrected.
     """
 
     ids: tuple[str, ...]
@@ -55,6 +56,7 @@ class Answers:
     pruned: tuple[float, ...]
     choices: tuple[tuple[str, ...] | None, ...]
     seconds: float
+    prior: Mapping[str, float] = field(default_factory=dict)
 
 
 def answer(
@@ -111,7 +113,8 @@ def load_answers(path: Path, task: Task) -> Answers:
     columns: dict[str, Any] = {field: tuple(table.column(name).to_pylist()) for name, field, _ in COLUMNS}
     for nested in ("probabilities", "choices"):
         columns[nested] = tuple(None if of_row is None else tuple(of_row) for of_row in columns[nested])
-    answers = Answers(**columns, seconds=float(store.table_extra(path).get("seconds", 0.0)))
+    extra: Mapping[str, Any] = store.table_extra(path)
+    answers = Answers(**columns, seconds=float(extra.get("seconds", 0.0)), prior=extra.get("prior", {}))
     for i, own in enumerate(answers.choices):
         options = options_of(task, own)
         if not {answers.gold[i], answers.labels[i]} <= set(options) or len(answers.probabilities[i]) != len(options):
@@ -124,12 +127,18 @@ def load_answers(path: Path, task: Task) -> Answers:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Answers as numbers: `labels` is how many there are, at most, to a row."""
+    """Answers as numbers: `labels` is how many there are, at most, to a row; `prior` (labels,) is None without one."""
 
     gold: Ints
     predicted: Ints
     probabilities: Floats
     labels: int
+    prior: Floats | None
+
+    def calibrated(self, temperature: float) -> Floats:
+        """The probabilities at a temperature, then under the prior of the training rows, shape (rows, labels)."""
+        scaled = metrics.apply_temperature(self.probabilities, temperature)
+        return scaled if self.prior is None else metrics.apply_prior(scaled, self.prior)
 
 
 def options_of(task: Task, choices: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -162,4 +171,5 @@ def arrays_of(task: Task, answers: Answers) -> Arrays:
         predicted=np.array([x.index(label) for x, label in zip(options, answers.labels, strict=True)], dtype=np.int64),
         probabilities=metrics.give_back_pruned(probabilities, np.array(answers.pruned, dtype=np.float64), possible),
         labels=labels,
+        prior=np.array([answers.prior.get(label, 1.0) for label in task.labels]) if answers.prior else None,
     )

@@ -83,7 +83,7 @@ def mixed(task: Task, label: Answers, reason: Answers, threshold: float) -> Answ
     unsure = _confidence(task, label) < threshold
     tokens = np.where(unsure, *_tokens(label, reason))
 
-    def chosen(name: str) -> tuple[Any, ...]:
+    def chosen(name: str) -> Any:
         pairs = zip(unsure, getattr(reason, name), getattr(label, name), strict=True)
         return tuple(one if is_reasoned else other for is_reasoned, one, other in pairs)
 
@@ -97,7 +97,7 @@ def mixed(task: Task, label: Answers, reason: Answers, threshold: float) -> Answ
 def _confidence(task: Task, label: Answers) -> Floats:
     """The calibrated probability of each label."""
     alone = arrays_of(task, label)
-    calibrated = metrics.apply_temperature(alone.probabilities, temperature_of(task, label))
+    calibrated = alone.calibrated(temperature_of(task, label))
     sure: Floats = calibrated[np.arange(len(calibrated)), alone.predicted]
     return sure
 

@@ -38,7 +38,7 @@ def score(
     arrays, n = arrays_of(task, answers), len(answers.ids)
     counts = metrics.count(arrays.gold, arrays.predicted, arrays.labels)
     right = arrays.gold == arrays.predicted
-    calibrated = metrics.apply_temperature(arrays.probabilities, temperature)
+    calibrated = arrays.calibrated(temperature)
     # Rows that differ by rounding alone are equally sure.
     sure = calibrated[np.arange(n), arrays.predicted].round(12)
     shared = bool(task.labels)
@@ -231,6 +231,7 @@ def _arms(
             "dev": of_dev if name in dev else None,
             "test": of_test,
             "temperature": temperature,
+            "prior": dict(test[name].prior if name in test else dev[name].prior) or None,
         }
     for arm in arms.keys() & kinds.keys():
         arms[arm]["arm"] = kinds[arm]

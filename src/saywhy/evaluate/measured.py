@@ -21,7 +21,7 @@ RESAMPLES = 2000
 def temperature_of(task: Task, dev: Answers) -> float:
     """The temperature of a system, fitted on its answers to the dev split and on nothing else."""
     of_dev = arrays_of(task, dev)
-    return metrics.fit_temperature(of_dev.probabilities, of_dev.gold)
+    return metrics.fit_temperature(of_dev.probabilities, of_dev.gold, of_dev.prior)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _set_aside(folder: Path, resume: str) -> None:
 
 
 def _taught(config: Config) -> list[Arm]:
-    """Choose the arms that can be trained, those that match another's tokens last."""
+    """Choose the arms that can be trained, those that match another last."""
     arms = [arm for arm in config.classifier.arms if config.reasonings.teacher or arm.arm not in NEEDS_REASONINGS]
     names = {arm.name for arm in arms}
     arms = [arm for arm in arms if arm.to is None or arm.to in names]
@@ -319,7 +319,8 @@ def _arm(this: Run, arm: Arm, named: tuple[str, str], lesson: Taught) -> Made:
     taught = classifier.lessons(arm.arm, lesson.rows, kept, lesson.weights)
     plan = course(config, data.task, arm.arm, base, arm.train, lesson.rows)
     if arm.to is not None:
-        plan = classifier.matched(plan, taught, this.folder / arm.to)
+        other = store.read_json(this.folder / arm.to / "train.json")
+        plan = classifier.matched(plan, taught, arm.match, other["steps"], other["tokens"])
     inputs = {
         "base": identity,
         "task": data.task,
@@ -452,7 +453,7 @@ def _answers(
     if store.table_stamp(path) != stamp:
         model = opened(made.folder)
         path.parent.mkdir(exist_ok=True)
-        facts = {"cut": too_long(model, rows)}
+        facts = {"cut": too_long(model, rows), "prior": dict(model.prior)}
 
         def ask(some: Sequence[Row]) -> list[Prediction]:
             return answer(model, some, mode, asked.max_tokens_in_flight, name, asked.prune)

@@ -15,6 +15,9 @@ from saywhy.lm.folder import load as load_folder
 from saywhy.prompts import MODES, REASONER
 from saywhy.records import RequestError, Task
 
+# Written by a training that balanced the labels.
+PRIOR = "prior.json"
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -22,7 +25,8 @@ class Classifier:
 
     `temperatures` of its modes and the `threshold` of the mode `adaptive` were fitted on dev rows. `abstain_below` has
     the least probability that the label of a mode may have, where the config set one. `folder` is where it was loaded
-    from, None where it is in memory only.
+    from, None where it is in memory only. `prior` has the factor of each label, its share among the training rows over
+    that in what was taught, where training balanced the labels.
     """
 
     lm: LM
@@ -32,6 +36,7 @@ class Classifier:
     threshold: float | None = None
     folder: Path | None = None
     abstain_below: Mapping[str, float] = field(default_factory=dict)
+    prior: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -75,7 +80,20 @@ def load(folder: Path) -> Classifier:
     temperatures = {mode: float(entry["temperature"]) for mode, entry in calibration.items()}
     threshold = calibration.get("adaptive", {}).get("threshold")
     below = {mode: float(entry["abstain_below"]) for mode, entry in calibration.items() if "abstain_below" in entry}
-    return Classifier(lm, read_task(folder), arm, temperatures, threshold, folder, below)
+    return Classifier(lm, read_task(folder), arm, temperatures, threshold, folder, below, _read_prior(folder))
+
+
+def _read_prior(folder: Path) -> dict[str, float]:
+    """Read by which factor each label is corrected, nothing where training kept to the rows' shares."""
+    if not (folder / PRIOR).exists():
+        return {}
+    saved = store.read_json(folder / PRIOR)
+    try:
+        rows, taught = saved["rows"], saved["taught"]
+        # A label whose rows were all dropped was not taught, and nothing is known of its answers.
+        return {label: rows[label] / taught[label] for label in rows if label in taught}
+    except (KeyError, TypeError, ZeroDivisionError) as problem:
+        raise RequestError(f"{folder}: prior.json is not one that saywhy wrote; restore it") from problem
 
 
 def read_task(folder: Path) -> Task:

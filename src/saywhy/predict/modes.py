@@ -13,7 +13,7 @@ from saywhy.lm.encode import decode, part_ids, prompt_ids
 from saywhy.lm.forward import reads_trunk
 from saywhy.lm.generate import Leaving, Rules, Sampling, draws, write
 from saywhy.lm.score import Trie, score, trie_of
-from saywhy.metrics import apply_temperature, give_back_pruned, scale_of
+from saywhy.metrics import apply_prior, apply_temperature, give_back_pruned, scale_of
 from saywhy.predict.folder import Classifier, check_mode
 from saywhy.progress import Advance, track
 from saywhy.prompts import Part, row_pieces, target
@@ -365,8 +365,10 @@ def _prediction(labels: Sequence[str], log_probs: Floats, pruned: float, tokens:
 def calibrated(
     classifier: Classifier, predictions: Iterable[Prediction], mode: str, abstain_below: float | None = None
 ) -> Iterator[Prediction]:
-    """Apply the temperature that was fitted on dev rows for a mode; labels stay as they are.
+    """Apply the temperature that was fitted on dev rows for a mode, then the prior; labels stay as they are.
 
+    So a label is the likeliest of what training saw. Where it balanced them that is the rule for the best mean recall,
+    and another label may be likelier under the corrected probabilities, whose likeliest is the rule for accuracy.
     A prediction abstains where its label is then less likely than `abstain_below`, None for what the mode's own
     calibration says. Ratings get their expectation.
     """
@@ -378,12 +380,14 @@ def calibrated(
         names = list(prediction.probabilities)
         raw = np.array([[prediction.probabilities[name] for name in names]])
         whole = give_back_pruned(raw, np.array([prediction.pruned]), np.ones_like(raw, dtype=bool))
-        scaled = apply_temperature(whole, temperature)[0]
-        probabilities = dict(zip(names, scaled.tolist(), strict=True))
+        scaled = apply_temperature(whole, temperature)
+        if classifier.prior:
+            scaled = apply_prior(scaled, np.array([classifier.prior.get(name, 1.0) for name in names]))
+        probabilities = dict(zip(names, scaled[0].tolist(), strict=True))
         yield replace(
             prediction,
             probabilities=probabilities,
-            expected=None if scale is None else float(scaled @ scale),
+            expected=None if scale is None else float(scaled[0] @ scale),
             abstained=probabilities[prediction.label] < below,
         )
 

@@ -317,6 +317,8 @@ def _example(metrics: Mapping[str, Any], one: System, row: Mapping[str, Any], be
     probability = None
     if given is not None and row["label"] in labels:
         calibrated = scores.apply_temperature(np.asarray([given], dtype=np.float64), one.temperature or 1.0)
+        if one.prior:
+            calibrated = scores.apply_prior(calibrated, np.array([one.prior.get(label, 1.0) for label in labels]))
         probability = float(calibrated[0][list(labels).index(row["label"])])
     return {
         "text": cut(row["text"], EXAMPLE_LENGTH),

@@ -28,6 +28,7 @@ class System:
     test: Mapping[str, Any] | None
     temperature: float | None
     recommended: bool
+    prior: Mapping[str, float] | None = None
 
     @property
     def name(self) -> str:
@@ -82,7 +83,7 @@ def systems(metrics: Mapping[str, Any]) -> list[System]:
         for mode, scores in facts["modes"].items():
             best = (arm, mode) == (chosen.get("arm"), chosen.get("mode"))
             split = (scores.get("dev"), scores.get("test"), scores.get("temperature"))
-            found.append(System(f"{arm}/{mode}", arm, mode, tone, *split, best))
+            found.append(System(f"{arm}/{mode}", arm, mode, tone, *split, best, scores.get("prior")))
     for name, scores in metrics["floors"].items():
         if scores is not None:
             found.append(System(f"floors/{name}", "floors", name, "floor", None, scores, None, False))

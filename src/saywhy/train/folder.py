@@ -22,7 +22,7 @@ from saywhy.prompts import Part
 from saywhy.records import RequestError
 from saywhy.train.loop import finetune
 from saywhy.train.state import Trained
-from saywhy.train.steps import Example
+from saywhy.train.steps import Example, shares_of
 
 # A reasoning may become this much longer than the longest one that was trained (design: Labels are scored).
 LIMIT = 1.5
@@ -48,7 +48,7 @@ class Course:
 
     `arm` is what the model is taught, or "reasoner". `longest_answer` is what stands around a reasoning in the longest
     answer, so that the room for texts leaves place for it. `class_weights` multiply the label tokens of each group.
-    `on_overflow` is cut, drop or error.
+    `on_overflow` is cut, drop or error. `shares` of the labels among the rows, where training does not keep to them.
     """
 
     arm: str
@@ -60,6 +60,7 @@ class Course:
     class_weights: tuple[tuple[str, float], ...] = ()
     on_overflow: str = "cut"
     trust_remote_code: bool = False
+    shares: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,15 @@ def _with_room(encoder: Encoder, course: Course, lessons: Sequence[Lesson], cont
 
 
 def _example(encoder: Encoder, head: Sequence[int], lesson: Lesson, settings: Train, class_weight: float) -> Example:
-    branches, trained, of_label = [], 0, 0
+    branches, trained, of_label, weight = [], 0, 0, 0.0
     for target in lesson.targets:
         weighted = segments(encoder, target, settings.label_weight, class_weight)
         branches.append(branch(head, weighted, 1.0 / len(lesson.targets)))
         trained += sum(len(s.ids) for s, part in zip(weighted, target, strict=True) if part.loss)
-        of_label += sum(len(s.ids) for s, part in zip(weighted, target, strict=True) if part.loss == "label")
-    return Example(tuple(branches), trained, of_label)
+        labels = [s for s, part in zip(weighted, target, strict=True) if part.loss == "label"]
+        of_label += sum(len(s.ids) for s in labels)
+        weight += labels[0].weight / len(lesson.targets) if labels else 0.0
+    return Example(tuple(branches), trained, of_label, lesson.group, weight)
 
 
 def train(
@@ -135,6 +138,7 @@ def train(
 ) -> None:
     """Train a base on lessons and leave a model folder with prompt.json, trained_on.parquet and train.json.
 
+    Where labels were balanced, prior.json has their shares among the rows and as the training saw them.
     `folder` is unfinished until this returns; called again after a kill it goes on where it was.
     """
     encoded = encode(course, lessons)
@@ -156,6 +160,9 @@ def train(
 def _write(folder: Path, course: Course, encoded: Encoded, model: Any, trained: Trained) -> None:
     save(folder, course.arm, model, encoded.encoder)
     store.write_json(folder / "train.json", {**asdict(trained), "cut": encoded.cut, "dropped": encoded.dropped})
+    if course.shares:
+        taught = shares_of(encoded.examples, course.settings)
+        store.write_json(folder / "prior.json", {"rows": dict(course.shares), "taught": taught})
     end = encoded.encoder.prompt.end
     rows = [
         (lesson.id, "".join(end if part.name == "end" else part.text for part in target))

@@ -42,6 +42,7 @@ def finetune(
 
     That is the last one within one standard error of the best, taken as that of a share of `dev_rows` rows: late in the
     schedule weights are better than few rows can tell (LOG.md, 2026-11-21). With 0 rows every difference counts.
+    With `patience` it may end before the planned steps; rates are those of the plan all the same.
     `folder` keeps checkpoints: a run that was stopped goes on from the last one and ends with the same numbers.
     Raises RequestError without examples, WorkError where the loss is no number or a pack is not exact.
     """
@@ -60,6 +61,10 @@ def finetune(
     with track(title, sum(map(len, batches)), "rows") as advance:
         advance(state.rows, 0, "")
         for step in range(state.steps, len(batches)):
+            # Asked of the state alone, so that a run that was stopped here ends here too.
+            if settings.patience is not None and state.stale >= settings.patience:
+                say(f"{title}: ends at step {step} of {len(batches)}, {state.stale} evaluations without a better one")
+                break
             began = time.monotonic()
             # Only dropout draws from this generator.
             torch.manual_seed(seed * 1_000_003 + step)
@@ -90,7 +95,7 @@ def finetune(
     accelerator.wait_for_everyone()
     if state.dev is not None:
         model.load_state_dict(checkpoints.untied(load_file(folder / "best.safetensors"), model))
-    return state
+    return replace(state, ended="steps" if state.steps == len(batches) else "patience")
 
 
 def _packs(rows: Sequence[Example], lay: Lay, budget: int, accelerator: Accelerator) -> list[Pack]:
@@ -138,12 +143,13 @@ def _judge(
 ) -> Trained:
     """Keep these weights unless an earlier checkpoint was better by more than the dev rows can be wrong."""
     highest = max(score, state.highest)
+    stale = 0 if state.dev is None or score > state.highest else state.stale + 1
     error = math.sqrt(highest * (1 - highest) / rows) if rows else 0.0
     kept = state.dev is None or score >= highest - error
     refused = "" if kept else f", not kept: step {state.best_step} had {state.dev:.4f}"
     say(f"{title}: step {state.steps}, dev {score:.4f}{refused}")
     if not kept:
-        return state
+        return replace(state, stale=stale)
     if accelerator.is_main_process:
         checkpoints.save(checkpoints.weights_of(model), folder / "best.safetensors")
-    return replace(state, dev=score, best_step=state.steps, highest=highest)
+    return replace(state, dev=score, best_step=state.steps, highest=highest, stale=stale)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 class Trained:
     """What a training took: `tokens` computed, `target_tokens` and `label_tokens` trained on, `curve` of (step, loss).
 
-    `best_step` is the checkpoint that the dev split chose, `dev` what it scored there, `highest` the best of all.
+    `best_step` is the checkpoint that the dev split chose, `dev` what it scored there, `highest` the best of all, and
+    `stale` counts the evaluations since. `ended` says why there were no more steps: "steps" where all that were planned
+    are done, "patience" where dev gained nothing for too long.
     """
 
     steps: int = 0
@@ -24,3 +26,5 @@ class Trained:
     best_step: int = 0
     dev: float | None = None
     highest: float = 0.0
+    stale: int = 0
+    ended: str = ""

@@ -15,19 +15,26 @@ from saywhy.trees import Branch, Pack
 
 @dataclass(frozen=True)
 class Example:
-    """One row as branches, one a target, with its own counts of trained tokens."""
+    """One row as branches, one a target, with its own counts of trained tokens.
+
+    `group` is its label, and `label_weight` what one token of the label weighs, summed over the targets.
+    """
 
     branches: tuple[Branch, ...]
     target_tokens: int
     label_tokens: int
+    group: str = ""
+    label_weight: float = 0.0
 
 
 def plan_steps(examples: Sequence[Example], settings: Train, seed: int) -> list[list[int]]:
     """Choose the rows of every step: whole passes in an order of their own, cut into steps of equally many rows.
 
-    With `tokens_per_step` a step takes rows until it has so many tokens (the papers' way).
+    With `tokens_per_step` a step takes rows until it has so many tokens (the papers' way). With the balanced sampler no
+    label is ever drawn more than once oftener than another, and no row again before all others of its label were.
     """
-    order = _passes(len(examples), seed)
+    balanced = settings.sampler == "balanced"
+    order = _in_turn([example.group for example in examples], seed) if balanced else _passes(len(examples), [seed])
     rows = math.ceil(len(examples) * settings.epochs)
     if settings.rows_per_step is not None:
         steps = settings.steps or math.ceil(rows / settings.rows_per_step)
@@ -37,10 +44,21 @@ def plan_steps(examples: Sequence[Example], settings: Train, seed: int) -> list[
     return list(islice(_by_tokens(taken, sizes, settings.tokens_per_step or 1), settings.steps))
 
 
-def _passes(rows: int, seed: int) -> Iterator[int]:
+def _passes(rows: int, seed: Sequence[int]) -> Iterator[int]:
     """Go through the rows without end, every pass in an order of its own."""
     for number in count():
-        yield from np.random.default_rng([seed, number]).permutation(rows).tolist()
+        yield from np.random.default_rng([*seed, number]).permutation(rows).tolist()
+
+
+def _in_turn(groups: Sequence[str], seed: int) -> Iterator[int]:
+    """Take a row of every group in turn without end, the turns in orders of their own, and passes within a group."""
+    rows: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    within = [(members, _passes(len(members), [seed, 1 + at])) for at, members in enumerate(rows.values())]
+    for turn in _passes(len(within), [seed, 0]):
+        members, places = within[turn]
+        yield members[next(places)]
 
 
 def _by_tokens(order: Iterable[int], sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -57,7 +75,7 @@ def _by_tokens(order: Iterable[int], sizes: Sequence[int], budget: int) -> Itera
 
 def rate_at(step: int, steps: int, settings: Train) -> float:
     """Give the learning rate of a step: a linear rise, then the schedule's fall."""
-    rise = math.ceil(settings.warmup * steps)
+    rise = math.ceil(settings.warmup * (steps if settings.warmup < 1 else 1))
     if step < rise:
         return settings.learning_rate * (step + 1) / rise
     share = (step - rise) / max(1, steps - rise)
@@ -68,6 +86,19 @@ def rate_at(step: int, steps: int, settings: Train) -> float:
 def total_weight(rows: Sequence[Example]) -> float:
     """Sum the loss weights of a step's rows over all packs and processes: every process knows all rows."""
     return float(sum(branch.weights.sum() for row in rows for branch in row.branches))
+
+
+def shares_of(examples: Sequence[Example], settings: Train) -> dict[str, float]:
+    """Give each label's share of what a model is taught of labels: the prior that its answers learn.
+
+    A row counts as much as one token of its label weighs: what a model answers is p(y)·w(y), normalised, at every
+    token of a label alike. With the balanced sampler a label counts as much as its rows do on average.
+    """
+    weights: dict[str, list[float]] = {}
+    for example in examples:
+        weights.setdefault(example.group, []).append(example.label_weight)
+    each = {group: sum(of) / (len(of) if settings.sampler == "balanced" else 1) for group, of in weights.items()}
+    return {group: weight / sum(each.values()) for group, weight in each.items()}
 
 
 def packs_tokens(packs: Sequence[Pack]) -> int:
