@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 import tiny
-from saywhy.lm import bind, forward
-from saywhy.lm.forward import PATHS, attending, by_path, decode, flex_length, head, log_probs
+from saywhy.lm import bind, forward, trunk
+from saywhy.lm.forward import PATHS, attending, by_path, decode, flex_length, head, in_parts, log_probs
 from saywhy.lm.load import why_no_tree
 from saywhy.records import WorkError
 from saywhy.train import selfcheck
@@ -120,12 +121,38 @@ def test_attention_path_by_path_equals_attention_over_the_mask(
     name: str, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.model(name)
+    monkeypatch.setattr(forward, "in_parts", lambda _model, _pack: False)
     monkeypatch.setattr(forward, "by_path", lambda _model, _pack: by == "path")
     for branches in (LONG_TRUNK, SHORT_TRUNK):
         assert_same(packed(model, pack_trees(branches, WIDE), branches), row_by_row(model, branches), 1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mixtral", "deepseek"])
+@given(trunk=st.integers(1, 9), rows=st.integers(1, 6), budget=st.sampled_from([20, 40, WIDE]), seed=st.integers(0, 99))
+@settings(max_examples=12, deadline=None)
+def test_attention_in_two_parts_equals_the_rows(name: str, trunk: int, rows: int, budget: int, seed: int) -> None:
+    model, branches = tiny.model(name), some_branches(trunk, rows, seed)
+    packs = pack_trees(branches, budget)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "in_parts", lambda _model, _pack: True)
+        found = packed(model, packs, branches)
+    assert_same(found, row_by_row(model, branches), 1e-5)
+
+
+def test_attention_is_in_two_parts_where_that_is_cheapest_and_exact() -> None:
+    long, short = (pack_trees(branches, WIDE)[0] for branches in (LONG_TRUNK, SHORT_TRUNK))
+    assert in_parts(tiny.model("llama"), long) and in_parts(tiny.model("llama"), short)
+    assert not in_parts(tiny.model("llama", attention="eager"), long)
+    # Some of their layers read a window, which no part of a tree stands for.
+    assert not in_parts(tiny.model("gemma3"), long) and not in_parts(tiny.model("mistral"), long)
+    assert not in_parts(tiny.model("llama"), pack_rows(SHORT_TRUNK, WIDE)[0])
+    model = tiny.model("llama").train()
+    model.config.attention_dropout = 0.1
+    assert not in_parts(model, long) and in_parts(model.eval(), long)
+
+
 def test_short_branches_are_read_path_by_path_and_a_long_trunk_over_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "in_parts", lambda _model, _pack: False)
     model = tiny.model("llama")
     assert model.config._attn_implementation == PATHS
     short, long = (pack_trees(branches, WIDE)[0] for branches in (SHORT_TRUNK, LONG_TRUNK))
@@ -323,6 +350,7 @@ def test_the_check_passes_exact_packs(name: str, precision: str) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_the_check_finds_a_mask_that_leaks(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "in_parts", lambda _model, _pack: False)
     monkeypatch.setattr(forward, "allowed", lambda end, index: index[None, :] <= index[:, None])
     with pytest.raises(WorkError, match=r"packs leak: one branch's tokens change another's outputs by .*layout: rows"):
         check(tiny.model(name), precision)
@@ -340,7 +368,20 @@ def test_the_check_finds_wrong_depths(precision: str, monkeypatch: pytest.Monkey
         check(tiny.model("llama"), precision)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_check_finds_parts_that_leak(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaking(pack: Pack, device: torch.device) -> trunk.Parts:
+        found = trunk.parts_of(pack, device)
+        # Every path ends as the first one does.
+        return replace(found, paths=found.paths[:1].expand_as(found.paths))
+
+    monkeypatch.setattr(forward, "parts_of", leaking)
+    with pytest.raises(WorkError, match=r"packs leak|packs are not exact"):
+        check(tiny.model("llama"), precision)
+
+
 def test_the_check_finds_lost_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "in_parts", lambda _model, _pack: False)
     monkeypatch.setattr(forward, "allowed", lambda end, index: index[None, :] == index[:, None])
     with pytest.raises(WorkError, match="packs are not exact"):
         check(tiny.model("llama"), "float32")

@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from saywhy.lm.trunk import Parts, TwoParts, parts_of, trunk_size
 from saywhy.trees import Pack, allowed, padded, within_window
 
 # Logits of one slice hold this many numbers, whatever the vocabulary: 64 MiB in float32.
@@ -84,6 +85,13 @@ def decode(model: Any, pack: Pack) -> Tensor:
     if pack.subtree_end is None:
         return model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     depth = torch.from_numpy(pack.depth).to(model.device)
+    if in_parts(model, pack):
+        seen = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=model.device)
+        parts = parts_of(pack, model.device)
+        output = model.get_decoder()(
+            input_ids=ids, position_ids=depth, attention_mask=seen, use_cache=False, parts=parts
+        )
+        return output.last_hidden_state
     if by_path(model, pack):
         return _decode_by_path(model, pack, ids, depth)
     if attention_of(model) == FLEX and pack.ids.shape[1] < (length := flex_length(pack.ids.shape[1])):
@@ -117,6 +125,22 @@ def attending(model: Any, name: str) -> Iterator[None]:
     finally:
         if name != before:
             model.set_attn_implementation(before)
+
+
+def in_parts(model: Any, pack: Pack) -> bool:
+    """Tell whether attention is cheapest in two parts: what all paths share apart from what each has alone.
+
+    That is a matter of a CPU, whose kernels tell the log-sum-exp that joins them, and of layers that read everything.
+    """
+    if pack.paths is None or attention_of(model) != PATHS or model.device.type != "cpu":
+        return False
+    dropout = model.training and getattr(model.config.get_text_config(), "attention_dropout", 0.0)
+    if dropout or by_layer(model, lambda window: window) is not None:
+        return False
+    (rows, width), tokens, trunk = pack.paths.shape, pack.ids.size, trunk_size(pack)
+    cost = trunk * trunk / 2 + (tokens - trunk) * trunk + rows * (width - trunk) ** 2 / 2
+    others = min(rows * width * width / 2, tokens * tokens)
+    return cost <= others and rows * (width - trunk) < MOST_REPEATED * tokens
 
 
 def by_path(model: Any, pack: Pack) -> bool:
@@ -157,6 +181,7 @@ def attend_by_path(
     paths: Tensor | None = None,
     home: Tensor | None = None,
     trunk: Sequence[tuple[Tensor, Tensor]] = (),
+    parts: Parts | None = None,
     heard: list[int] | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
@@ -172,6 +197,8 @@ def attend_by_path(
     if trunk:
         keys, values = trunk[module.layer_idx]
         return _behind_trunk(query, key, value, keys[0], values[0], attention_mask, rest.get("scaling")), None
+    if parts is not None:
+        return _in_parts(query, key, value, parts, rest.get("scaling")), None
     if paths is None or home is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
     rows = [_along(part, paths) for part in (query, key, value)]
@@ -208,6 +235,18 @@ def _behind_trunk(
     of_trunk = weights[..., :shared].transpose(0, 1).flatten(1, 2) @ values
     found = found + of_trunk.unflatten(1, (rows, -1)).transpose(0, 1)
     return found.unflatten(2, (-1, n)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def _in_parts(query: Tensor, key: Tensor, value: Tensor, parts: Parts, scale: float | None) -> Tensor:
+    """Attention of `query` (1, h, n, d) over fewer heads of keys and values, which may be shorter: (1, n, h, d)."""
+    times, size = query.shape[1] // key.shape[1], value.shape[-1]
+    if times > 1:
+        key, value = (part.repeat_interleave(times, 1) for part in (key, value))
+    if size < query.shape[-1]:
+        value = torch.nn.functional.pad(value, (0, query.shape[-1] - size))
+    with torch.autocast("cpu", enabled=False):
+        found = TwoParts.apply(query.float(), key.float(), value.float(), parts, scale)
+    return found[..., :size].transpose(1, 2).to(query.dtype)
 
 
 def _along(part: Tensor, paths: Tensor) -> Tensor:
