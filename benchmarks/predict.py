@@ -1,11 +1,12 @@
 """Time prediction against transformers: rows a second of label and reason, and whether both give the same labels.
 
-    SAYWHY_DATA=… SAYWHY_MODELS=… python benchmarks/predict.py [--quick] [--only WORKLOAD]
+    SAYWHY_DATA=… SAYWHY_MODELS=… python benchmarks/predict.py [--quick] [--only WORKLOAD] [--processor]
 
 Peers are the text-generation pipeline and `generate_batch`, on the same model, in float32, with the same prompts sorted
 by length, at several batch sizes: the fastest counts. They write the label (or reasoning and label) greedily and it is
 parsed; saywhy scores labels. `agree` is true where the labels are the same on 99% of rows and what differs are ties:
 two labels whose probabilities, by transformers' own forward, are within 1e-3 of each other.
+With --processor all times are the processor's, which other work on the machine moves less; set OMP_NUM_THREADS=1.
 The last line is one JSON object. Without --quick the results are written to benchmarks/results/predict.json.
 """
 
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one peer, few rows, two timed calls")
     parser.add_argument("--only", choices=WORKLOADS)
+    parser.add_argument("--processor", action="store_true", help="count processor time")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every system in a full run")
     parser.add_argument("--system", help=argparse.SUPPRESS)
     parser.add_argument("--on", nargs=3, metavar=("FOLDER", "ROWS", "REPEAT"), help=argparse.SUPPRESS)
@@ -48,9 +52,11 @@ def main() -> None:
     given = parser.parse_args()
     if given.system:
         folder, rows, repeat = Path(given.on[0]), int(given.on[1]), int(given.on[2])
-        print(json.dumps(system(given.system, folder, bench.workload(given.only), rows, repeat, given.size)))
+        clock = time.process_time if given.processor else time.perf_counter
+        print(json.dumps(system(given.system, folder, bench.workload(given.only), rows, repeat, given.size, clock)))
         return
-    found = {name: measure(name, given.quick, given.rounds) for name in ([given.only] if given.only else WORKLOADS)}
+    names = [given.only] if given.only else WORKLOADS
+    found = {name: measure(name, given.quick, given.rounds, given.processor) for name in names}
     if not given.quick:
         file = bench.RESULTS / "predict.json"
         known = store.read_json(file)["workloads"] if file.exists() else {}
@@ -58,13 +64,13 @@ def main() -> None:
     print(json.dumps({name: {key: value for key, value in one.items() if key != "all"} for name, one in found.items()}))
 
 
-def measure(name: str, quick: bool, rounds: int) -> dict[str, Any]:
+def measure(name: str, quick: bool, rounds: int, processor: bool) -> dict[str, Any]:
     """Time saywhy and the peers on one workload, turn by turn."""
     work = bench.workload(name)
     folder = bench.trained(work)
     rows, rounds = ROWS[name][0 if quick else 1], 1 if quick else rounds
     peers = [BEST[name]] if quick else [*(("pipeline", size) for size in SIZES[name]), ("generate_batch", 0)]
-    on = ("--only", name, "--on", str(folder), str(rows), "2" if quick else "1")
+    on = ("--only", name, "--on", str(folder), str(rows), "2" if quick else "1", *(["--processor"] * processor))
     seconds, last = bench.turns(__file__, [("saywhy", 0), *peers], rounds, *on)
     rate = {key: rows / bench.median(times) for key, times in seconds.items()}
     best = max(peers, key=lambda peer: rate[peer])
@@ -81,21 +87,24 @@ def measure(name: str, quick: bool, rounds: int) -> dict[str, Any]:
         "same_labels": same / rows,
         "ties": ties,
         "rows": rows,
+        "clock": "processor" if processor else "time",
         "all": {f"{who} {size or ''}".strip(): value for (who, size), value in rate.items()},
     }
 
 
-def system(name: str, folder: Path, work: bench.Workload, rows: int, repeat: int, size: int) -> dict[str, Any]:
+def system(
+    name: str, folder: Path, work: bench.Workload, rows: int, repeat: int, size: int, clock: Callable[[], float]
+) -> dict[str, Any]:
     """Let one system answer, and give seconds, labels, written texts and the most memory it took."""
     texts = [row.text for row in work.test[:rows]]
     if name == "saywhy":
-        return _saywhy(folder, work, texts, repeat)
+        return _saywhy(folder, work, texts, repeat, clock)
     limit = store.read_json(folder / "prompt.json")["limit"] or 0
     longest = limit + max(len(bench.tokenizer(folder)(f" {label}").input_ids) for label in work.task.labels) + 8
     heads = [_prompt(folder, text, work.mode) for text in texts]
     order = sorted(range(rows), key=lambda at: -len(heads[at][0]))
     call = (_pipeline if name == "pipeline" else _generate_batch)(folder, [heads[at] for at in order], longest, size)
-    seconds, found = bench.timed(lambda: call(rows), lambda: call(min(4, rows)), repeat)
+    seconds, found = bench.timed(lambda: call(rows), lambda: call(min(4, rows)), repeat, clock)
     written = [""] * rows
     for at, text in zip(order, found, strict=True):
         written[at] = text
@@ -103,9 +112,11 @@ def system(name: str, folder: Path, work: bench.Workload, rows: int, repeat: int
     return {"seconds": seconds, "labels": [_label(text) for text in written], "written": written, "peak": peak}
 
 
-def _saywhy(folder: Path, work: bench.Workload, texts: list[str], repeat: int) -> dict[str, Any]:
+def _saywhy(
+    folder: Path, work: bench.Workload, texts: list[str], repeat: int, clock: Callable[[], float]
+) -> dict[str, Any]:
     asked = saywhy.load(folder, work.mode)
-    seconds, found = bench.timed(lambda: asked(texts), lambda: asked(texts[:4]), repeat)
+    seconds, found = bench.timed(lambda: asked(texts), lambda: asked(texts[:4]), repeat, clock)
     peak = bench.peak_memory()
     body, head = bench.parameters()
     steps = sum(len(asked.classifier.lm.encoder.tokenizer(one.reasoning or "").input_ids) + 1 for one in found)

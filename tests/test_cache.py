@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from saywhy.lm import forward
 from saywhy.lm.cache import Alone, Reading, batches, open_reading, read_trunk, shared_by
 from saywhy.trees import Ints
 
@@ -133,7 +134,7 @@ def test_a_trunk_stands_once_where_the_attention_can_read_it_so() -> None:
     for name, copied in (("llama", False), ("mistral", True)):
         reading = open_reading(model(name), read_trunk(model(name), trunk), rows)
         assert isinstance(reading, Reading)
-        assert (reading.cache.layers[0].keys.shape[2] > 200) == copied, name
+        assert (reading.layers[0].keys.shape[2] > 200) == copied, name
 
 
 def test_what_prompts_share_leaves_a_token_of_each() -> None:
@@ -164,6 +165,39 @@ def test_rows_read_in_several_passes_are_those_of_one(name: str, monkeypatch: py
     rows = [np.append(row, 6) for row in rows]
     reading.step(np.full(7, 6))
     assert_at_the_end(name, reading, rows)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_rows_whose_attention_is_computed_apart_are_those_of_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = np.array([5, 6, 7])
+    rows = [np.concatenate([trunk, np.arange(5, 6 + 2 * at)]) for at in range(5)]
+    monkeypatch.setattr("saywhy.lm.cache.ROWS_A_RUN", 2)
+    reading = open_reading(model(name), read_trunk(model(name), trunk), rows)
+    for token in (9, 8):
+        rows = [np.append(row, token) for row in rows]
+        reading.step(np.full(5, token))
+        assert_at_the_end(name, reading, rows)
+    assert_looks(name, reading, rows, [5, 6, 7, 8, 9])
+
+
+def test_padding_is_neither_computed_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = np.array([5, 6, 7])
+    rows = [np.concatenate([trunk, np.full(length, 5)]) for length in (2, 3, 12)]
+    monkeypatch.setattr("saywhy.lm.cache.READ_AT_ONCE", 12)
+    monkeypatch.setattr("saywhy.lm.cache.ROWS_A_RUN", 2)
+    asked: list[tuple[tuple[int, ...], list[int]]] = []
+    quick = forward._behind_trunk
+
+    def record(query: torch.Tensor, key: torch.Tensor, *rest: Any) -> torch.Tensor:
+        asked.append((tuple(query.shape[::2]), [key.shape[2] - low for _, low in rest[-1]]))
+        return quick(query, key, *rest)
+
+    shared = read_trunk(model("llama"), trunk)
+    monkeypatch.setattr(forward, "_behind_trunk", record)
+    reading = open_reading(model("llama"), shared, rows)
+    reading.step(np.array([5, 5, 5]))
+    layers = len(asked) // 3
+    assert asked[::layers] == [((2, 3), [3]), ((1, 12), [12]), ((3, 1), [4, 13])]
 
 
 def test_a_path_that_leaves_the_trunk_is_refused() -> None:

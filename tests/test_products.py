@@ -27,6 +27,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         shapes.append(tuple(given.shape))
         return quick(given, *rest)
 
+    record.binary = quick.binary  # type: ignore[attr-defined]
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", record)
     return shapes
 
@@ -88,6 +89,43 @@ def test_only_plain_linear_layers_are_changed_and_a_copy_has_weights_of_its_own(
     with torch.no_grad():
         other[0].weight.zero_()
         assert not torch.equal(model[0](torch.ones(8, 4)), other[0](torch.ones(8, 4)))
+
+
+class Gated(nn.Module):
+    """A gated layer as models have it, with or without something of its own."""
+
+    def __init__(self, activation: nn.Module, more: float = 1.0) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 16)
+        self.act_fn, self.more = activation, more
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x) * self.more)
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(), nn.GELU("tanh")])
+def test_gated_layers_are_those_of_torch(activation: nn.Module, seen: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    plain = Gated(activation)
+    model = nn.Sequential(copy.deepcopy(plain))
+    quick_products(model)
+    quick = model[0]
+    assert type(quick) is products._Gated and set(quick.state_dict()) == set(plain.state_dict())
+    given = torch.randn(2, 3, 16)
+    with torch.inference_mode():
+        for some in (given, given[:1]):
+            seen.clear()
+            torch.testing.assert_close(quick(some), plain(some))
+            assert len(seen) == (2 if some is given else 0), "the third product has the gate in it"
+    for layer in (plain, quick):
+        layer(given).sum().backward()
+    assert torch.equal(quick.gate_proj.weight.grad, plain.gate_proj.weight.grad)
+
+
+@pytest.mark.parametrize("other", [Gated(nn.Tanh()), Gated(nn.SiLU(), more=1.1)])
+def test_layers_that_do_something_else_with_such_parts_stay(other: nn.Module) -> None:
+    quick_products(nn.Sequential(other))
+    assert type(other) is Gated and type(other.gate_proj).__name__ == "_Product"
 
 
 def test_where_there_is_nothing_better_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ ROOM = 32
 # (LOG.md, 2026-11-21).
 READ_AT_ONCE = 1024
 MOST_AT_ONCE = 2**30
+# Rows of like length lie together, so that few of them read little padding.
+ROWS_A_RUN = 32
 # What models of different kinds call that which they hand on from token to token.
 CARRIED = ("past_key_values", "cache_params", "state")
 
@@ -40,7 +42,7 @@ def read_trunk(model: Any, ids: Sequence[int] | Ints) -> Trunk:
     if not len(trunk):
         return Trunk(trunk, ())
     reading = Reading(model, Trunk(trunk[:0], ()), [trunk])
-    return Trunk(trunk, tuple(layer.held() for layer in reading.cache.layers))
+    return Trunk(trunk, tuple(layer.held() for layer in reading.layers))
 
 
 def shared_by(prompts: Sequence[Ints]) -> Ints:
@@ -79,56 +81,72 @@ class _Layer(DynamicLayer):
 
     used = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def put(self, keys: Tensor, values: Tensor, span: _Span) -> tuple[Tensor, Tensor]:
+        """Write what was read of some rows at the end of their places, and give all that they may read."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        end = self.used + key_states.shape[2]
-        if self.keys.shape[2] < end:
-            self.keys, self.values = (self._longer(part, end) for part in self.held())
-        self.keys[:, :, self.used : end] = key_states
-        self.values[:, :, self.used : end] = value_states
-        self.used = end
-        return self.held()
+            self.lazy_initialization(keys, values)
+            self.keys, self.values = (
+                part.new_empty((span.of, part.shape[1], 0, part.shape[3])) for part in (keys, values)
+            )
+        if self.keys.shape[2] < span.end:
+            self.keys, self.values = (self._longer(part, span.end) for part in self.held())
+        begin = span.end - keys.shape[2]
+        for part, new in ((self.keys, keys), (self.values, values)):
+            # Nothing reads what pads, but it is multiplied with.
+            part[span.rows, :, span.begin : begin] = 0.0
+            part[span.rows, :, begin : span.end] = new
+        self.used = span.end
+        return self.keys[span.rows, :, span.low : span.end], self.values[span.rows, :, span.low : span.end]
+
+    def get_seq_length(self) -> int:
+        return self.used
 
     def _longer(self, part: Tensor, end: int) -> Tensor:
         longer = part.new_empty((*part.shape[:2], end + max(ROOM, end // 4), part.shape[3]))
         longer[:, :, : self.used] = part
         return longer
 
-    def get_seq_length(self) -> int:
-        return self.used
-
     def held(self) -> tuple[Tensor, Tensor]:
         """Give the keys and values (b, h, used, d)."""
         return self.keys[:, :, : self.used], self.values[:, :, : self.used]
 
     def part(self, rows: Tensor) -> _Layer:
-        """Copy some rows."""
-        keys, values = self.held()
-        return _behind(keys[rows], values[rows], len(rows))
+        """Copy some rows, with their room."""
+        return _behind(self.keys.index_select(0, rows), self.values.index_select(0, rows), self.used)
 
 
-def _behind(keys: Tensor, values: Tensor, rows: int) -> _Layer:
-    """Make a layer of `rows` rows that begin with these keys and values (1 or rows, h, s, d)."""
+def _behind(keys: Tensor, values: Tensor, used: int) -> _Layer:
+    """Make a layer whose first `used` places hold these keys and values (b, h, s, d)."""
     layer = _Layer()
     layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)
-    layer.used = keys.shape[2]
+    layer.keys, layer.values, layer.used = keys, values, used
     return layer
 
 
-def _of_rows(cache: Cache, rows: Tensor) -> Cache:
-    """Copy some rows of a cache, which may be empty."""
-    if not cache.layers:
-        return Cache(layer_class_to_replicate=_Layer)
-    return Cache(layers=[layer.part(rows) for layer in cache.layers])
+@dataclass(frozen=True)
+class _Span:
+    """Where one pass stands in a cache: `rows` of its `of`, new places from `begin` to `end`, `low` the first read."""
+
+    rows: slice
+    of: int
+    begin: int
+    end: int
+    low: int
 
 
-def _joined(layers: Sequence[_Layer]) -> _Layer:
-    """Put the rows of several layers of one length below each other."""
-    keys, values = (torch.cat(parts) for parts in zip(*(layer.held() for layer in layers), strict=True))
-    return _behind(keys, values, len(keys))
+class _Passing(Cache):
+    """A cache as one pass of the model over some of its rows is to see it."""
+
+    def __init__(self, whole: list[_Layer], span: _Span) -> None:
+        super().__init__(layers=whole)
+        self.span = span
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        while len(self.layers) <= layer_idx:
+            self.layers.append(_Layer())
+        return self.layers[layer_idx].put(key_states, value_states, self.span)
 
 
 class Reading:
@@ -146,10 +164,10 @@ class Reading:
         self.trunk = trunk.layers if reads_trunk(model) else ()
         self.trunk_length = len(trunk.ids)
         self.apart = self.trunk_length if self.trunk else 0
-        if trunk.layers and not self.trunk:
-            self.cache = Cache(layers=[_behind(keys, values, len(paths)) for keys, values in trunk.layers])
-        else:
-            self.cache = Cache(layer_class_to_replicate=_Layer)
+        copied = trunk.layers if not self.trunk else ()
+        self.layers = [
+            _behind(*(part.expand(len(paths), -1, -1, -1) for part in layer), len(trunk.ids)) for layer in copied
+        ]
         self.ids = np.broadcast_to(trunk.ids, shape)
         self.depth = np.broadcast_to(np.arange(len(trunk.ids)), shape)
         self.valid = np.ones(shape, dtype=bool)
@@ -168,10 +186,8 @@ class Reading:
         count = self.ends - kept
         ids = np.zeros((len(paths), count.max()), dtype=np.int64)
         for row, path in enumerate(paths):
-            ids[row, : count[row]] = path[kept[row] :]
-        states = self._append(ids, kept, np.arange(ids.shape[1]) < count[:, None])
-        last = torch.from_numpy(count - 1).to(states.device)
-        self.hidden = states[torch.arange(len(ids), device=states.device), last]
+            ids[row, ids.shape[1] - count[row] :] = path[kept[row] :]
+        self.hidden = self._append(ids, count)
         self.spent = self.spent + count
 
     def path(self, row: int) -> Ints:
@@ -181,8 +197,8 @@ class Reading:
     def step(self, ids: Ints) -> None:
         """Read one token, `ids` (b,), behind each row."""
         self._settle()
-        self.hidden = self._append(ids[:, None], self.ends, np.ones((len(ids), 1), dtype=bool))[:, 0]
         self.ends, self.spent = self.ends + 1, self.spent + 1
+        self.hidden = self._append(ids[:, None], np.ones(len(ids), dtype=np.int64))
 
     @property
     def held(self) -> int:
@@ -203,14 +219,15 @@ class Reading:
         self.looked = np.concatenate([self.looked, depth], 1)
         row = np.broadcast_to(self.valid[:, None, :], (*ids.shape, self.valid.shape[1]))
         seen = np.concatenate([row, chain], 2)
-        return self._forward(ids, depth, np.concatenate([self.depth, self.looked], 1), seen)
+        key = np.concatenate([self.depth, self.looked], 1)
+        return self._pass(slice(0, len(ids)), key.shape[1] - ids.shape[1], ids, depth, key, seen)
 
     def part(self, rows: Sequence[int]) -> Reading:
         """Give these rows, in this order and any of them more than once, as a reading of their own."""
         other = copy.copy(self)
         taken = np.array(rows, dtype=np.int64)
         places = torch.from_numpy(taken).to(self.hidden.device)
-        other.cache = _of_rows(self.cache, places)
+        other.layers = [layer.part(places) for layer in self.layers]
         other.hidden = self.hidden[places]
         other.ids, other.depth, other.valid = self.ids[taken], self.depth[taken], self.valid[taken]
         other.looked, other.ends, other.spent = self.looked[taken], self.ends[taken], self.spent[taken]
@@ -232,40 +249,42 @@ class Reading:
             self._shorten(self.valid.shape[1])
 
     def _shorten(self, width: int) -> None:
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.used = min(layer.used, width - self.apart)
 
-    def _append(self, ids: Ints, start: Ints, real: NDArray[np.bool_]) -> Tensor:
-        """Read `ids` (b, q) behind rows that end at depth `start` (b,); what is not `real` pads on the right."""
-        depth = start[:, None] + np.arange(ids.shape[1])
+    def _append(self, ids: Ints, count: Ints) -> Tensor:
+        """Read the last `count` (b,) of `ids` (b, q) behind the rows, what stands before them pads: states (b, d)."""
+        width = ids.shape[1]
+        place = np.arange(width) - width
+        depth = np.maximum(self.ends[:, None] + place, 0)
+        real = place >= -count[:, None]
         before = np.broadcast_to(self.valid[:, None, :], (*ids.shape, self.valid.shape[1]))
-        # The first token of a row is real and every later one reads it, so no softmax is without a key.
-        among = np.tril(np.ones((ids.shape[1], ids.shape[1]), dtype=bool)) & real[:, None, :]
+        # What pads reads itself, so that no softmax is without a key.
+        among = np.tril(real[:, None, :] | np.eye(width, dtype=bool))
         self.ids = np.concatenate([self.ids, ids], 1)
         self.depth = np.concatenate([self.depth, depth], 1)
         self.valid = np.concatenate([self.valid, real], 1)
-        return self._forward(ids, depth, self.depth, np.concatenate([before, among], 2))
+        seen = np.concatenate([before, among], 2)
+        hidden = []
+        for rows in _passes(count, tokens_per_pass(self.model)):
+            new = slice(width - count[rows].max(), width)
+            found = self._pass(
+                rows, before.shape[2], ids[rows, new], depth[rows, new], self.depth[rows], seen[rows, new]
+            )
+            hidden.append(found[:, -1])
+        return torch.cat(hidden)
 
     @torch.inference_mode()
-    def _forward(self, ids: Ints, query: Ints, key: Ints, seen: NDArray[np.bool_]) -> Tensor:
-        """Run the decoder over `ids` (b, q) at depths `query`; `seen` (b, q, k): which keys, of depths `key`."""
-        rows = max(1, tokens_per_pass(self.model) // ids.shape[1])
-        # A token a row is one product with every weight, and the more rows share it the better.
-        if ids.shape[1] == 1 or len(ids) <= rows:
-            return self._pass(self.cache, ids, query, key, seen)
-        parts = np.array_split(np.arange(len(ids)), -(-len(ids) // rows))
-        caches = [_of_rows(self.cache, torch.from_numpy(part)) for part in parts]
-        self.cache = Cache(layer_class_to_replicate=_Layer)
-        found = [
-            self._pass(one, ids[part], query[part], key[part], seen[part])
-            for one, part in zip(caches, parts, strict=True)
-        ]
-        self.cache = Cache(layers=[_joined(layers) for layers in zip(*(one.layers for one in caches), strict=True)])
-        return torch.cat(found)
+    def _pass(self, rows: slice, begin: int, ids: Ints, query: Ints, key: Ints, seen: NDArray[np.bool_]) -> Tensor:
+        """Run the decoder over `ids` (b, q) of some rows, at depths `query`, into places from `begin` on.
 
-    def _pass(self, cache: Cache, ids: Ints, query: Ints, key: Ints, seen: NDArray[np.bool_]) -> Tensor:
+        `seen` (b, q, k) tells which keys, of depths `key` (b, k), each token reads.
+        """
         device = self.model.device
-        key, seen = key[:, self.apart :], seen[:, :, self.apart :]
+        # What stands before the first key that one of these rows reads is their padding.
+        low = int(np.argmax(seen[:, :, self.apart :].any((0, 1))))
+        span = _Span(rows, len(self.valid), begin - self.apart, key.shape[1] - self.apart, low)
+        key, seen = key[:, self.apart + low :], seen[:, :, self.apart + low :]
 
         def inside(window: int | None) -> Tensor:
             near = seen if window is None else seen & (query[:, :, None] - key[:, None, :] < window)
@@ -275,12 +294,35 @@ class Reading:
             input_ids=torch.from_numpy(ids).to(device),
             position_ids=torch.from_numpy(query).to(device),
             attention_mask=by_layer(self.model, inside),
-            past_key_values=cache,
+            past_key_values=_Passing(self.layers, span),
             use_cache=True,
-            **({"trunk": self.trunk} if self.trunk else {}),
+            **({"trunk": self.trunk, "runs": self._runs(seen)} if self.trunk else {}),
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def _runs(self, seen: NDArray[np.bool_]) -> list[tuple[slice, int]]:
+        """Cut rows into runs whose attention is computed together, with the first key that any of a run reads."""
+        size = ROWS_A_RUN if self.model.device.type == "cpu" else len(seen)
+        runs = [slice(start, start + size) for start in range(0, len(seen), size)]
+        return [(run, int(np.argmax(seen[run].any((0, 1))))) for run in runs]
+
+
+def _passes(count: Ints, most: int) -> Iterator[slice]:
+    """Cut rows that read `count` (b,) tokens each into runs of at most `most` with their padding; at least one a run.
+
+    A token a row is one product with every weight, and the more rows share it the better.
+    """
+    if count.max() == 1:
+        yield slice(0, len(count))
+        return
+    start, longest = 0, 0
+    for row, length in enumerate(count.tolist()):
+        longest = max(longest, length)
+        if row > start and longest * (row + 1 - start) > most:
+            yield slice(start, row)
+            start, longest = row, length
+    yield slice(start, len(count))
 
 
 class Alone:

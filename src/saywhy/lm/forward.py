@@ -181,6 +181,7 @@ def attend_by_path(
     paths: Tensor | None = None,
     home: Tensor | None = None,
     trunk: Sequence[tuple[Tensor, Tensor]] = (),
+    runs: Sequence[tuple[slice, int]] = (),
     parts: Parts | None = None,
     heard: list[int] | None = None,
     **rest: Any,
@@ -189,14 +190,15 @@ def attend_by_path(
 
     `query` (1, h, n, d), `key`, `value` (1, h_kv, n, d), `paths` (r, l), `home` (n,). Every path is a row of plain
     causal attention; a token that several paths share is taken from the first. Gives (1, n, h, d). With a `trunk`, each
-    layer's keys and values (1, h_kv, s, d), every token of a batch reads all of it beside what the mask says. `heard`
-    notes that the layer was told.
+    layer's keys and values (1, h_kv, s, d), every token of a batch reads all of it beside what the mask says; `runs`
+    are rows that lie together, all rows in turn, with the first key that any of them reads. `heard` notes that the
+    layer was told.
     """
     if heard is not None:
         heard.append(1)
     if trunk:
         keys, values = trunk[module.layer_idx]
-        return _behind_trunk(query, key, value, keys[0], values[0], attention_mask, rest.get("scaling")), None
+        return _behind_trunk(query, key, value, keys[0], values[0], attention_mask, rest.get("scaling"), runs), None
     if parts is not None:
         return _in_parts(query, key, value, parts, rest.get("scaling")), None
     if paths is None or home is None:
@@ -213,27 +215,39 @@ def attend_by_path(
 
 
 def _behind_trunk(
-    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    seen: Tensor,
+    scale: float | None,
+    runs: Sequence[tuple[slice, int]],
 ) -> Tensor:
     """Attention over a trunk that stands once, `keys`, `values` (g, s, d), and over each row's own `key`, `value`.
 
     `query` (b, h, n, d), `key`, `value` (b, g, m, d), `seen` (b, 1, n, m): (b, n, h, d); values may be of another
     size than keys. Each group of heads has one product of all rows with the trunk, so that no row carries a copy of it;
-    rows come before groups elsewhere, as they do in the cache, which is read where it lies.
+    rows come before groups elsewhere, as they do in the cache, which is read where it lies. On a CPU reading it is what
+    takes the time, so each of the `runs` leaves out what all its rows leave out.
     """
     rows, _, n, d = query.shape
     groups, shared = len(keys), keys.shape[1]
-    # (b * g, heads of a group * n, d)
-    asked = (query * (d**-0.5 if scale is None else scale)).reshape(rows * groups, -1, d)
-    near = (asked @ key.flatten(0, 1).transpose(1, 2)).unflatten(0, (rows, groups))
-    if seen is not None:
-        near.unflatten(2, (-1, n)).masked_fill_(~seen[:, :, None], -torch.inf)
-    together = asked.unflatten(0, (rows, groups)).transpose(0, 1).flatten(1, 2)
-    far = (together @ keys.transpose(1, 2)).unflatten(1, (rows, -1)).transpose(0, 1)
-    weights = torch.softmax(torch.cat([far, near], -1), -1)
-    found = (weights[..., shared:].flatten(0, 1) @ value.flatten(0, 1)).unflatten(0, (rows, groups))
+    # (b, g, heads of a group * n, d)
+    asked = (query * (d**-0.5 if scale is None else scale)).reshape(rows, groups, -1, d)
+    logits = asked.new_full((*asked.shape[:3], shared + key.shape[2]), -torch.inf)
+    far, near = logits[..., :shared], logits[..., shared:]
+    far.copy_((asked.transpose(0, 1).flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, (rows, -1)).transpose(0, 1))
+    for run, low in runs:
+        read = asked[run].flatten(0, 1) @ key[run, :, low:].flatten(0, 1).transpose(1, 2)
+        near[run, ..., low:] = read.unflatten(0, (-1, groups))
+    near.unflatten(2, (-1, n)).masked_fill_(~seen[:, :, None], -torch.inf)
+    weights = torch.softmax(logits, -1)
     of_trunk = weights[..., :shared].transpose(0, 1).flatten(1, 2) @ values
-    found = found + of_trunk.unflatten(1, (rows, -1)).transpose(0, 1)
+    found = of_trunk.unflatten(1, (rows, -1)).transpose(0, 1).contiguous()
+    for run, low in runs:
+        own = weights[run, ..., shared + low :].flatten(0, 1) @ value[run, :, low:].flatten(0, 1)
+        found[run] += own.unflatten(0, (-1, groups))
     return found.unflatten(2, (-1, n)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 

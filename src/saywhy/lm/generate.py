@@ -222,7 +222,8 @@ def _draw(logits: Tensor, forbidden: Tensor, sampling: Sampling, spots: Sequence
     if len(forbidden):
         logits[:, forbidden] = -torch.inf
     if sampling.temperature == 0:
-        return logits.argmax(-1)
+        # Thirteen times as fast on a CPU as torch's (LOG.md, 2026-11-21); both give the first of equals.
+        return torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
     chance = torch.softmax(logits / sampling.temperature, -1)
     drawn = torch.tensor(spots, dtype=torch.float64, device=logits.device)
     token = torch.empty(len(chance), dtype=torch.long, device=logits.device)
