@@ -10,6 +10,7 @@ class Trained:
     """What a training took: `tokens` computed, `target_tokens` and `label_tokens` trained on, `curve` of (step, loss).
 
     `best_step` is the checkpoint that the dev split chose, `dev` what it scored there, `highest` the best of all.
+    `pack_tokens` is the longest pack that fits into memory, `plan` the hash of the rows of every step.
     """
 
     steps: int = 0
@@ -24,3 +25,5 @@ class Trained:
     best_step: int = 0
     dev: float | None = None
     highest: float = 0.0
+    pack_tokens: int = 0
+    plan: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from saywhy import store
 from saywhy.config import Train
 from saywhy.lm.load import why_no_tree
 from saywhy.progress import say
+from saywhy.train import memory
 from saywhy.train.loss import Losses, autocast
 from saywhy.train.selfcheck import check_packs
 from saywhy.train.steps import Example
@@ -30,34 +32,36 @@ def choose(
     settings: Train,
     folder: Path,
     accelerator: Accelerator,
-) -> dict[str, str]:
-    """Settle layout and precision once a training: both are timed where the settings leave them open.
+) -> dict[str, Any]:
+    """Settle layout, precision and `pack_tokens` once a training: the first two are timed where settings leave them open.
 
     The choice is written down, since a training that goes on, and every process of one, must use the same arithmetic.
     """
     path = folder / "choice.json"
     if accelerator.is_main_process and not path.exists():
         branches = [branch for row in batch for branch in examples[row].branches]
-        store.write_json(path, _measured(model, branches, settings))
+        found, _ = memory.halved(partial(_measured, model, branches, settings), settings.pack_tokens, model, "training")
+        store.write_json(path, found)
     accelerator.wait_for_everyone()
     return dict(store.read_json(path))
 
 
-def _measured(model: Any, branches: Sequence[Branch], settings: Train) -> dict[str, str]:
+def _measured(model: Any, branches: Sequence[Branch], settings: Train, pack_tokens: int) -> dict[str, Any]:
     layouts = ["tree", "rows"] if settings.layout == "auto" else [settings.layout]
     if reason := why_no_tree(model):
         say(f"this model cannot read token trees ({reason}); it is trained row by row")
         layouts = ["alone"]
     precisions = ["float32", "bf16"] if settings.precision == "auto" else [settings.precision]
-    layout = _fastest(model, branches, settings, [(layout, precisions[0]) for layout in layouts])[0]
-    precision = _fastest(model, branches, settings, [(layout, precision) for precision in precisions])[1]
+    pack_tokens = memory.fitting(Losses(model, precisions[0]), LAYOUTS[layouts[0]], branches, pack_tokens)
+    layout = _fastest(model, branches, pack_tokens, [(layout, precisions[0]) for layout in layouts])[0]
+    precision = _fastest(model, branches, pack_tokens, [(layout, precision) for precision in precisions])[1]
     if layout == "tree":
-        check_packs(model, branches, settings.pack_tokens, lambda: autocast(model, precision), precision)
-    return {"layout": layout, "precision": precision}
+        check_packs(model, branches, pack_tokens, lambda: autocast(model, precision), precision)
+    return {"layout": layout, "precision": precision, "pack_tokens": pack_tokens}
 
 
 def _fastest(
-    model: Any, branches: Sequence[Branch], settings: Train, ways: Sequence[tuple[str, str]]
+    model: Any, branches: Sequence[Branch], pack_tokens: int, ways: Sequence[tuple[str, str]]
 ) -> tuple[str, str]:
     if len(ways) == 1:
         return ways[0]
@@ -67,7 +71,7 @@ def _fastest(
         for layout, precision in ways:
             began = time.monotonic()
             losses = Losses(model, precision)
-            for pack in LAYOUTS[layout](branches, settings.pack_tokens):
+            for pack in LAYOUTS[layout](branches, pack_tokens):
                 losses(pack).backward()
             took[layout, precision].append(time.monotonic() - began)
     seconds = {way: min(times[1:]) for way, times in took.items()}
