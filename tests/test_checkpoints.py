@@ -140,7 +140,7 @@ def test_the_best_weights_are_those_that_the_checkpoint_speaks_of(tmp_path: Path
 def test_what_an_optimizer_remembers_is_kept_by_parameter_name(optimizer: str, name: str, tmp_path: Path) -> None:
     run(tmp_path, settings(steps=3, checkpoint_every=2, optimizer=optimizer), name)
     with safe_open(tmp_path / "step-00000002" / "optimizer.safetensors", "pt") as file:
-        kept = [key.rsplit(".", 1) for key in file.keys()]
+        kept = [key.rsplit(".", 1) for key in file.keys()]  # noqa: SIM118
     parameters = dict(tiny.model(name).named_parameters())
     assert {parameter for parameter, _ in kept} == parameters.keys()
     inside = {key for key, value in parameters.items() if ".layers." in key and value.ndim == 2}

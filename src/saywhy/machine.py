@@ -33,7 +33,7 @@ _FIRST = _Files(
 
 
 def free_bytes(root: Path = Path("/")) -> int:
-    """Give how many bytes of main memory may still be taken: what the system has left, or less where a group is limited.
+    """Give how many bytes of main memory may still be taken: what the system has left, or less in a limited group.
 
     Pages of files that the system would give up count as free, as Linux counts them.
     """

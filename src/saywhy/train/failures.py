@@ -38,8 +38,8 @@ def refuse_untrained(examples: Sequence[Example]) -> None:
     empty = [row.id for row in examples if not any(branch.weights.any() for branch in row.branches)]
     if empty:
         raise RequestError(
-            f"{named(empty)}: no token of the answer has a weight, so there is nothing to learn from; give each a label, "
-            "leave them out, or set label_weight to balanced"
+            f"{named(empty)}: no token of the answer has a weight, so there is nothing to learn from; "
+            "give each a label, leave them out, or set label_weight to balanced"
         )
 
 
@@ -96,7 +96,9 @@ def watch(title: str, state: Trained, vocabulary: int, settings: Train) -> None:
 
 
 @contextmanager
-def marked(folder: Path, title: str, pack_tokens: int, kills: Callable[[], int | None] = memory_kills) -> Iterator[None]:
+def marked(
+    folder: Path, title: str, pack_tokens: int, kills: Callable[[], int | None] = memory_kills
+) -> Iterator[None]:
     """Leave a file in `folder` while a training runs; where one is there already, say that its training was killed."""
     if os.environ.get("RANK", "0") != "0":
         # Of several processes one writes.

@@ -86,8 +86,8 @@ def fitting(
     fits = max(FEWEST_TOKENS, int(min(budget, (room - fixed) / each)))
     if fixed + each * FEWEST_TOKENS > room:
         say(
-            f"this training needs {gib(fixed + each * fits)} beside its weights and {gib(room)} are free: the system may "
-            "kill it; close other programs or take a smaller base"
+            f"this training needs {gib(fixed + each * fits)} beside its weights and {gib(room)} are free: "
+            "the system may kill it; close other programs or take a smaller base"
         )
     elif fits < budget:
         say(f"packs of {budget} tokens need {gib(fixed + each * budget)} and {gib(room)} are free: packs of {fits}")
@@ -118,8 +118,8 @@ def halved(
     except torch.OutOfMemoryError as problem:
         _release(model)
         raise WorkError(
-            f"{title}: the GPU's memory is full with packs of {half} tokens, too ({_first(problem)}); set pack_tokens to "
-            f"{max(FEWEST_TOKENS, half // 2)}, take a smaller base, or free memory that other programs hold"
+            f"{title}: the GPU's memory is full with packs of {half} tokens, too ({_first(problem)}); set "
+            f"pack_tokens to {max(FEWEST_TOKENS, half // 2)}, take a smaller base, or free memory that other programs hold"
         ) from None
 
 

@@ -33,7 +33,7 @@ def choose(
     folder: Path,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Settle layout, precision and `pack_tokens` once a training: the first two are timed where settings leave them open.
+    """Settle layout, precision and `pack_tokens` once a training: what settings leave open is timed.
 
     The choice is written down, since a training that goes on, and every process of one, must use the same arithmetic.
     """
