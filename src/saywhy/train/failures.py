@@ -78,21 +78,25 @@ def watch(title: str, state: Trained, vocabulary: int, settings: Train) -> None:
     """Say once that the loss has risen far above where it began; raise WorkError where it tells less than a guess.
 
     Far above is twice as high, and higher by one at least, on the mean of the last ten points of the curve: in a long
-    training these are a twentieth of it. A guess among all tokens has the loss ln(vocabulary).
+    training these are a twentieth of it. A guess among all tokens has the loss ln(vocabulary). A training that is worse
+    than that is measured by the lowest of its first points, since it may have gone astray among these.
     """
     losses = [loss for _, loss in state.curve]
     if len(losses) < 2 * LAST or state.curve[-1][0] != state.steps:
         return
-    began = sum(losses[:FIRST]) / FIRST
-    high = began + max(began, 1.0)
     now, before = (sum(part) / LAST for part in (losses[-LAST:], losses[-LAST - 1 : -1]))
-    if now <= high:
-        return
+    lowest, mean = min(losses[:FIRST]), sum(losses[:FIRST]) / FIRST
+    worthless = now > max(math.log(vocabulary), _high(lowest))
+    began = lowest if worthless else mean
     what = f"{title}: the loss has risen from {began:.2f} to {now:.2f} by step {state.steps}: the training diverges"
-    if now > math.log(vocabulary):
+    if worthless:
         raise WorkError(f"{what}, and knows less than a guess among all tokens; {_slower(settings)}")
-    if before <= high:
+    if now > _high(mean) and (before <= _high(mean) or len(losses) == 2 * LAST):
         say(f"{what}; {_slower(settings)}")
+
+
+def _high(began: float) -> float:
+    return began + max(began, 1.0)
 
 
 @contextmanager

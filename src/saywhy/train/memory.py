@@ -119,7 +119,7 @@ def halved(
         _release(model)
         raise WorkError(
             f"{title}: the GPU's memory is full with packs of {half} tokens, too ({_first(problem)}); set "
-            f"pack_tokens to {max(FEWEST_TOKENS, half // 2)}, take a smaller base, or free memory that other programs hold"
+            f"pack_tokens to {max(FEWEST_TOKENS, half // 2)}, take a smaller base, or free what other programs hold"
         ) from None
 
 

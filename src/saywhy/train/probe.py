@@ -61,7 +61,7 @@ def probe(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     room = _free(device) if room is None else room
-    before = psutil.Process().memory_info().rss if device == "cpu" else 0
+    before = _resident(device)
     layers = config.get_text_config().num_hidden_layers
     parameters = _parameters(config)
     one = random_of(config, 1, device)
@@ -169,6 +169,11 @@ def _parameters(config: Any) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _resident(device: str) -> int:
+    """Give what this process holds before it has a model: a training's process holds as much."""
+    return int(psutil.Process().memory_info().rss) if device == "cpu" else 0
 
 
 def _free(device: str) -> int:
