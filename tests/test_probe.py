@@ -77,7 +77,7 @@ def test_memory_is_the_same_from_two_layers_as_from_all(ticking: Any) -> None:
 
 
 def test_layout_and_precision_are_those_that_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {("tree", "float32"): 3.0, ("rows", "float32"): 2.0, ("rows", "bf16"): 1.0}
+    seconds = {("tree", "float32"): 0.3, ("rows", "float32"): 0.2, ("rows", "bf16"): 0.1}
 
     def backward(losses: Any, packs: Any, clock: Any) -> float:
         kind = "tree" if packs[0].subtree_end is not None else "rows"
@@ -87,7 +87,7 @@ def test_layout_and_precision_are_those_that_are_faster(monkeypatch: pytest.Monk
     found = probe(CONFIG, BRANCHES, settings(layout="auto", precision="auto"), room=PLENTY)
     assert found.measured == "two steps, rows bf16"
     tokens = packs_tokens(pack_trees(BRANCHES, 2048))
-    assert found.per_token == pytest.approx(1.0 / tokens) and packs_tokens(pack_rows(BRANCHES, 2048)) > tokens
+    assert found.per_token == pytest.approx(0.1 / tokens) and packs_tokens(pack_rows(BRANCHES, 2048)) > tokens
 
 
 def test_a_model_that_reads_no_trees_is_probed_row_by_row() -> None:
