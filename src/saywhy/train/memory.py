@@ -19,7 +19,7 @@ from saywhy.trees import Branch, Pack
 # Of what is free, the share that a training plans with.
 PLANNED = 0.9
 # What a step takes at its peak for each byte that the forward pass keeps (docs/training.md, Memory: as measured).
-PEAK = 2.5
+PEAK = 3.0
 # float32: a gradient and two moments. Muon has one moment, and is reckoned like AdamW.
 BYTES_PER_TRAINED = 12
 # Copies of a slice of logits that are held at one time: logits, their exponentials and gradient.
