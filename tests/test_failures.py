@@ -179,6 +179,20 @@ def test_resumed_before_it_ran_out_of_memory_a_training_ends_the_same(
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
 
+def test_the_second_try_starts_without_what_the_first_has_left() -> None:
+    model = tiny.model("llama")
+    found = []
+
+    def step(tokens: int) -> None:
+        found.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        if tokens == 64:
+            model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
+            raise torch.OutOfMemoryError("full")
+
+    assert memory.halved(step, 64, model, "arm") == (None, 32)
+    assert found == [[], []]
+
+
 def test_out_of_memory_twice_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_step", exhausted(5, 6))
     with pytest.raises(WorkError, match=r"full with packs of 32 tokens, too \(CUDA .* GiB\.\); set pack_tokens to 16"):
