@@ -103,6 +103,9 @@ def test_stopped_in_every_stage_a_run_ends_with_the_same_figures(
         else:
             assert ended.returncode == -signal.SIGKILL, (stop, ended.stderr)
             assert (run / ".lock").exists(), "the process that was killed held the lock"
+        told = "the training before was killed after its checkpoint of step 4; if that was for want of memory"
+        assert (f"reasoner: {told}" in ended.stderr) == (stop[0] == "reasonings"), "said once, where it goes on"
+        assert f"label_only: {told}" not in ended.stderr, "who stopped it knows that"
         assert not (run / "report.html").exists()
         if stop[0] != "predictions":
             assert (run / f".{stop[0]}.partial").exists(), f"the kill did not fall into the stage {stop[0]}"

@@ -22,7 +22,7 @@ NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 FLOORS = {
     0: {"records", "version"},
-    1: {"prompts", "checks", "controls", "metrics", "trees", "tickets", "progress"},
+    1: {"prompts", "checks", "controls", "metrics", "trees", "tickets", "progress", "machine"},
     2: {"config", "store", "journal"},
     3: {"data", "evaluate"},
     4: {"report", "card", "serve", "lm"},

@@ -8,6 +8,7 @@ import time
 import psutil
 import torch
 
+from saywhy.machine import free_bytes
 from saywhy.version import versions
 
 SIZE = 1024
@@ -19,7 +20,7 @@ def findings() -> list[tuple[str, str]]:
     found = list(versions().items())
     memory = psutil.virtual_memory()
     found.append(("processors", f"{os.cpu_count()}, {torch.get_num_threads()} threads used"))
-    found.append(("memory", f"{memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} GiB free"))
+    found.append(("memory", f"{memory.total / 2**30:.0f} GiB, {free_bytes() / 2**30:.0f} GiB free"))
     for name, kind in (("float32", torch.float32), ("bf16", torch.bfloat16)):
         found.append((f"{name} on the CPU", f"{matrix_rate(kind, 'cpu') / 1e9:.0f} GFLOP/s in matrix products"))
     for index in range(torch.cuda.device_count()):

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM
 
 from saywhy import classifier, controls, reasoner
 from saywhy.config import GIVEN as GIVEN_TEACHERS
@@ -22,9 +20,9 @@ from saywhy.config import Arm, Config, FromScratch, Labelling, needed_base, reso
 from saywhy.data import Data, read, read_examples, task_of
 from saywhy.data.read import open_table
 from saywhy.data.rows import rows_to_predict
-from saywhy.doctor import matrix_rate
 from saywhy.lm.encode import segments, text_ids
 from saywhy.lm.load import config_of, make_scratch
+from saywhy.machine import free_bytes
 from saywhy.pipeline import NEEDS_REASONINGS, missing, refuse_early
 from saywhy.pipeline.measures import scorer_courses
 from saywhy.pipeline.stage import scratch_texts, worked_lessons
@@ -40,13 +38,11 @@ from saywhy.prompts import (
 from saywhy.records import RequestError
 from saywhy.teachers import Question, cost
 from saywhy.train.folder import Course, Encoded, Lesson, encode
+from saywhy.train.memory import gib
+from saywhy.train.probe import probe
 from saywhy.train.steps import packs_tokens, plan_steps
-from saywhy.trees import pack_trees
+from saywhy.trees import Branch, pack_trees
 
-# Of the best rate of matrix products, training reaches about this share (benchmarks are to come; this is a guess).
-EFFICIENCY = 0.4
-# float32 weights, gradients and two moments.
-BYTES_PER_PARAMETER = 16
 SAMPLED_STEPS = 8
 SHOWN_TOKENS = 400
 GIVEN = "as given"
@@ -58,7 +54,7 @@ SOURCES = ("…", "…")
 class Estimate:
     """What training one model would take. `reasonings` says whose lengths stand in for those not yet written.
 
-    `drawn` counts the rows of all steps.
+    `drawn` counts the rows of all steps, and `first` are the branches of the first one.
     """
 
     name: str
@@ -68,6 +64,7 @@ class Estimate:
     tokens: int
     reasonings: str
     drawn: int
+    first: tuple[Branch, ...]
 
 
 def show(config: Config) -> None:
@@ -91,7 +88,7 @@ def show(config: Config) -> None:
             _show_example(console, estimate)
         _show_teachers(console, config, data)
         _show_lengths(console, shown)
-        _show_costs(console, estimates)
+        _show_costs(console, config, estimates)
         _show_steps(console, config, shown)
     _show_left_out(console, config, estimates)
 
@@ -196,7 +193,8 @@ def _estimate(name: str, plan: Course, lessons: Sequence[Lesson], source: str) -
     steps = plan_steps(encoded.examples, plan.settings, plan.seed)
     laid = [[b for row in step for b in encoded.examples[row].branches] for step in steps[:SAMPLED_STEPS]]
     each = np.mean([packs_tokens(pack_trees(branches, plan.settings.pack_tokens)) for branches in laid])
-    return Estimate(name, encoded, plan, len(steps), round(float(each) * len(steps)), source, sum(map(len, steps)))
+    tokens, drawn = round(float(each) * len(steps)), sum(map(len, steps))
+    return Estimate(name, encoded, plan, len(steps), tokens, source, drawn, tuple(laid[0]))
 
 
 def _show_data(console: Console, data: Data) -> None:
@@ -283,26 +281,31 @@ def _show_lengths(console: Console, estimates: Sequence[Estimate]) -> None:
         console.print(table)
 
 
-def _show_costs(console: Console, estimates: Sequence[Estimate]) -> None:
-    table = Table(title="cost of each training (memory and time are rough)")
-    for column in ("model", "rows", "steps", "tokens computed", "tokens trained on", "memory", "time"):
+def _show_costs(console: Console, config: Config, estimates: Sequence[Estimate]) -> None:
+    """Print what every training takes; time and memory are those of a probe, which runs now."""
+    table = Table(title=f"cost of each training ({gib(free_bytes())} of main memory are free)")
+    for column in ("model", "rows", "steps", "tokens computed", "tokens trained on", "memory", "time", "probed"):
         table.add_column(column)
-    rate = matrix_rate(torch.float32, "cuda" if torch.cuda.is_available() else "cpu")
+    total = 0.0
     for estimate in estimates:
-        parameters = _parameters(estimate.course.base)
+        base = config_of(estimate.course.base, config.trust_remote_code)
+        found = probe(base, estimate.first, estimate.course.settings)
         rows = len(estimate.encoded.examples)
         trained = sum(example.target_tokens for example in estimate.encoded.examples) * _passes(estimate)
-        seconds = 6 * parameters * estimate.tokens / (rate * EFFICIENCY)
-        memory = BYTES_PER_PARAMETER * parameters / 2**30
+        seconds = found.per_token * estimate.tokens + found.per_step * estimate.steps
+        total += seconds
         table.add_row(
             estimate.name,
             f"{rows:,}",
             f"{estimate.steps:,}",
             f"{estimate.tokens:,}",
             f"{trained:,.0f}",
-            f"{max(memory, 0.1):.1f} GiB and activations",
+            gib(found.peak_bytes),
             _duration(seconds),
+            found.measured,
         )
+    if len(estimates) > 1:
+        table.add_row("together", "", "", "", "", "", _duration(total), "")
     console.print(table)
     steps = {estimate.steps for estimate in estimates if estimate.name != "reasoner"}
     if len(steps) > 1:
@@ -342,13 +345,6 @@ def _show_left_out(console: Console, config: Config, estimates: Sequence[Estimat
 
 def _passes(estimate: Estimate) -> float:
     return estimate.drawn / len(estimate.encoded.examples)
-
-
-def _parameters(base: str) -> int:
-    """Count a base's parameters from its config, on no device at all."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_of(base))
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _duration(seconds: float) -> str:

@@ -189,7 +189,7 @@ def write_file(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
     _list_in_stamp(path)
 
 
@@ -218,7 +218,7 @@ def _request_errors(path: Path, form: str = "") -> Iterator[None]:
         raise RequestError(f"{path}: cannot be read{form}: {error}") from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Force a file, or a folder's list of names, to the disk, where the system can."""
     if os.name == "nt" and path.is_dir():
         return
@@ -365,7 +365,7 @@ def _finish(partial: Path, fingerprint: str) -> None:
     _remove_temporary(partial)
     for inner in partial.rglob("*"):
         if inner.exists():
-            _sync(inner)
+            sync(inner)
     _write_record(partial / STAMP, fingerprint, _files(partial))
 
 
@@ -377,7 +377,7 @@ def _exchange(partial: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(_old(folder))
     partial.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     (folder / BEGAN).unlink(missing_ok=True)
     _settle(folder)
 

@@ -235,6 +235,10 @@ class Train(Settings):
     )
     checkpoint_every: int = Field(default=50, ge=1, description="steps that a killed run loses at most; ours")
 
+    def deciding(self) -> dict[str, Any]:
+        """Give what decides which model comes out; the rest may change while a stopped training goes on."""
+        return self.model_dump(exclude={"pack_tokens", "checkpoint_every"})
+
     @classmethod
     def _written(cls, value: Any) -> Any:
         if not isinstance(value, dict):

@@ -166,7 +166,8 @@ class Reading:
         self.apart = self.trunk_length if self.trunk else 0
         copied = trunk.layers if not self.trunk else ()
         self.layers = [
-            _behind(*(part.expand(len(paths), -1, -1, -1) for part in layer), len(trunk.ids)) for layer in copied
+            _behind(keys.expand(len(paths), -1, -1, -1), values.expand(len(paths), -1, -1, -1), len(trunk.ids))
+            for keys, values in copied
         ]
         self.ids = np.broadcast_to(trunk.ids, shape)
         self.depth = np.broadcast_to(np.arange(len(trunk.ids)), shape)

@@ -197,6 +197,7 @@ def attend_by_path(
     if heard is not None:
         heard.append(1)
     if trunk:
+        assert attention_mask is not None
         keys, values = trunk[module.layer_idx]
         return _behind_trunk(query, key, value, keys[0], values[0], attention_mask, rest.get("scaling"), runs), None
     if parts is not None:

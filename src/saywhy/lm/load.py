@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,24 @@ def config_of(base: str | Path, trust_remote_code: bool = False) -> Any:
 
 def model_of(base: str | Path, trust_remote_code: bool = False) -> Any:
     """Load a base's weights as float32 master weights, in evaluation mode."""
-    model = _from(AutoModelForCausalLM, base, trust_remote_code, dtype=torch.float32)
+    return _prepared(_from(AutoModelForCausalLM, base, trust_remote_code, dtype=torch.float32))
+
+
+def random_of(config: Any, layers: int, device: str) -> Any:
+    """Make a model of a config's shape, but with so many layers, with random float32 weights on a device."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    cuda = [torch.device(device)] if device != "cpu" else []
+    with torch.random.fork_rng(devices=cuda), torch.device(device):
+        torch.manual_seed(0)
+        return _prepared(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+
+
+def _prepared(model: Any) -> Any:
+    """Make a model ready to be trained and asked, in evaluation mode."""
     model.config.use_cache = False
     read_paths(model)
     quick_products(model)

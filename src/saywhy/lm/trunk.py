@@ -95,7 +95,7 @@ class TwoParts(torch.autograd.Function):
         places = parts.paths.flatten()
         for total, part in zip(whole, near, strict=True):
             total[0].index_add_(1, places, part.transpose(0, 1).flatten(1, 2))
-        return *whole, None, None
+        return whole[0], whole[1], whole[2], None, None
 
 
 def _along(part: Tensor, paths: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ def _reasoner(this: Run) -> Made | None:
         this,
         "reasoner",
         "reasoner",
-        config.reasoner.train.model_dump(),
+        config.reasoner.train.deciding(),
         inputs,
         lambda out: reasoner.train(out, plan, cases),
     )
@@ -330,7 +330,7 @@ def _arm(this: Run, arm: Arm, named: tuple[str, str], lesson: Taught) -> Made:
         "seed": config.seed,
         "recommend_by": config.recommend_by,
     }
-    settings = {"arm": arm.arm, "train": plan.settings.model_dump(), "on_overflow": plan.on_overflow}
+    settings = {"arm": arm.arm, "train": plan.settings.deciding(), "on_overflow": plan.on_overflow}
     return stage(
         this,
         arm.name,

@@ -28,7 +28,7 @@ def measured_by(this: Run) -> object:
     config = this.config
     if not config.reasonings.measured:
         return ""
-    return {"base": base_of(this, "classifier")[1], "train": [arm.train.model_dump() for arm in _reasoned(config)]}
+    return {"base": base_of(this, "classifier")[1], "train": [arm.train.deciding() for arm in _reasoned(config)]}
 
 
 def _reasoned(config: Config) -> list[Arm]:
@@ -76,7 +76,7 @@ def measured(this: Run, job: reasonings.Job, book: Journal) -> reasonings.Measur
             this,
             f"scorer-{fold}",
             "scorer",
-            {"train": plan.settings.model_dump()},
+            {"train": plan.settings.deciding()},
             {"base": identity, "task": task, "lessons": store.hash_of(taught), "seed": config.seed},
             partial(_train_scorer, task=task, plan=plan, taught=taught, title=f"scorer-{fold}"),
         )

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from saywhy import store
 from saywhy.progress import say
-from saywhy.records import WorkError
+from saywhy.records import RequestError, WorkError
 from saywhy.train import optimizers
 from saywhy.train.state import Trained
 
@@ -36,38 +37,92 @@ def untied(weights: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tens
 
 
 def keep(model: Any, steppers: Sequence[Any], state: Trained, folder: Path, accelerator: Accelerator) -> None:
-    """Write a checkpoint and remove the one before; at every moment one of the two is whole."""
+    """Write a checkpoint and remove what it replaces; at every moment one whole checkpoint is on the disk.
+
+    It holds the weights, what the optimizers remember and, in state.json, the step and the rows that were seen. There
+    are no random states to keep: every step seeds the generator anew, and `plan_steps` knows its rows.
+    """
     if not accelerator.is_main_process:
         return
-    step = folder / f"step-{state.steps:08d}"
-    partial = folder / "step.partial"
+    step, partial = folder / f"step-{state.steps:08d}", folder / "step.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save(weights_of(model), partial / "weights.safetensors")
-    save(optimizers.moments(steppers), partial / "optimizer.safetensors")
-    store.write_json(partial / "state.json", asdict(state))
+    try:
+        partial.mkdir(parents=True)
+        save(weights_of(model), partial / "weights.safetensors")
+        save(optimizers.moments(model, steppers), partial / "optimizer.safetensors")
+        store.write_json(partial / "state.json", asdict(state))
+    except WorkError:
+        # What is left of it would fill the disk further.
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    # A damaged one may stand there, of which `resume` said that it could not be read.
+    shutil.rmtree(step, ignore_errors=True)
     partial.rename(step)
-    for older in sorted(folder.glob("step-*"))[:-1]:
-        shutil.rmtree(older)
+    store.sync(folder)
+    for older in folder.glob("step-*"):
+        if older != step:
+            shutil.rmtree(older)
+    for other in folder.glob("best-*"):
+        if other != best(folder, state):
+            other.unlink()
+
+
+def best(folder: Path, state: Trained) -> Path:
+    """Give the place of the weights that the dev split chose.
+
+    The step stands in the name: a killed training finds the ones that its checkpoint speaks of, not later ones.
+    """
+    return folder / f"best-{state.best_step:08d}.safetensors"
 
 
 def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Replace a file by these tensors, on the disk before it has its name; WorkError where it cannot be written."""
     partial = path.with_suffix(".partial")
     try:
         save_file(tensors, partial)
+        store.sync(partial)
         partial.replace(path)
-    except (OSError, RuntimeError) as problem:
+        store.sync(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as problem:
         partial.unlink(missing_ok=True)
         raise WorkError(f"{path} cannot be written ({problem}); make room and run the same command again") from problem
 
 
-def resume(model: Any, steppers: Sequence[Any], folder: Path) -> Trained | None:
-    found = sorted(folder.glob("step-*"))
-    if not found:
-        return None
-    model.load_state_dict(untied(load_file(found[-1] / "weights.safetensors"), model))
-    optimizers.restore(steppers, load_file(found[-1] / "optimizer.safetensors"))
-    saved = store.read_json(found[-1] / "state.json")
-    saved["curve"] = tuple((int(step), float(loss)) for step, loss in saved["curve"])
-    say(f"going on from step {saved['steps']}")
-    return Trained(**saved)
+def load(model: Any, path: Path) -> None:
+    """Give a model the weights of a file."""
+    model.load_state_dict(untied(load_file(path), model))
+
+
+def resume(model: Any, steppers: Sequence[Any], folder: Path, plan: str) -> Trained | None:
+    """Put model and optimizers where the newest whole checkpoint left them; None where there is none.
+
+    One that a dying disk cut short is passed over, which costs time and changes no result. WorkError where it belongs
+    to another `plan`: a training cannot go on with other rows, nor should their work be thrown away unasked.
+    """
+    for found in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            saved = store.read_json(found / "state.json")
+            if saved.get("plan") != plan:
+                raise WorkError(
+                    f"{found} was made from other rows, or by another version of saywhy; remove {folder} to start anew"
+                )
+            saved["curve"] = tuple((int(step), float(loss)) for step, loss in saved["curve"])
+            state = Trained(**saved)
+            if state.best_step:
+                _refuse_short(best(folder, state))
+            weights = load_file(found / "weights.safetensors")
+            moments = load_file(found / "optimizer.safetensors")
+        except (FileNotFoundError, SafetensorError, RequestError) as problem:
+            say(f"{found} is damaged and passed over ({problem})")
+            continue
+        model.load_state_dict(untied(weights, model))
+        optimizers.restore(model, steppers, moments)
+        say(f"going on from step {state.steps}")
+        return state
+    return None
+
+
+def _refuse_short(path: Path) -> None:
+    """Raise SafetensorError where a file is shorter than its header says, without reading all of it."""
+    with safe_open(path, "pt"):
+        return

@@ -20,6 +20,7 @@ from saywhy.lm.load import config_of, context_of, model_of, tokenizer_of
 from saywhy.progress import say
 from saywhy.prompts import Part
 from saywhy.records import RequestError
+from saywhy.train import failures
 from saywhy.train.loop import finetune
 from saywhy.train.state import Trained
 from saywhy.train.steps import Example, shares_of
@@ -96,6 +97,7 @@ def encode(course: Course, lessons: Sequence[Lesson]) -> Encoded:
         cut[lesson.group] += was_cut
         kept.append(lesson)
         examples.append(_example(encoder, head, lesson, course.settings, weights.get(lesson.group, 1.0)))
+    failures.refuse_untrained(examples)
     return Encoded(encoder, tuple(examples), tuple(kept), dict(+cut), dict(+dropped))
 
 
@@ -125,7 +127,7 @@ def _example(encoder: Encoder, head: Sequence[int], lesson: Lesson, settings: Tr
         labels = [s for s, part in zip(weighted, target, strict=True) if part.loss == "label"]
         of_label += sum(len(s.ids) for s in labels)
         weight += labels[0].weight / len(lesson.targets) if labels else 0.0
-    return Example(tuple(branches), trained, of_label, lesson.group, weight)
+    return Example(tuple(branches), trained, of_label, lesson.id, lesson.group, weight)
 
 
 def train(
@@ -151,7 +153,8 @@ def train(
     shutil.rmtree(folder / DONE, ignore_errors=True)
     work.mkdir(exist_ok=True)
     score = None if dev_score is None else lambda: dev_score(lm)
-    trained = finetune(model, encoded.examples, course.settings, course.seed, work, title, score, dev_rows)
+    with failures.marked(work, title, course.settings.pack_tokens):
+        trained = finetune(model, encoded.examples, course.settings, course.seed, work, title, score, dev_rows)
     _write(folder, course, encoded, model, trained)
     # Under another name first: a kill in the middle must not leave half a checkpoint to go on from.
     shutil.rmtree(work.rename(folder / DONE))

@@ -7,21 +7,21 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 
 from saywhy.config import Train
 from saywhy.lm.forward import attending
 from saywhy.progress import say, track
-from saywhy.records import RequestError, WorkError
-from saywhy.train import checkpoints, optimizers
+from saywhy.records import RequestError
+from saywhy.train import checkpoints, failures, memory, optimizers
 from saywhy.train.loss import Losses
 from saywhy.train.state import Trained
-from saywhy.train.steps import Example, packs_tokens, plan_steps, rate_at, total_weight
+from saywhy.train.steps import Example, hash_of, packs_tokens, plan_steps, rate_at, total_weight
 from saywhy.train.ways import LAYOUTS, Lay, choose
 from saywhy.trees import Pack
 
@@ -44,7 +44,8 @@ def finetune(
     schedule weights are better than few rows can tell (LOG.md, 2026-11-21). With 0 rows every difference counts.
     With `patience` it may end before the planned steps; rates are those of the plan all the same.
     `folder` keeps checkpoints: a run that was stopped goes on from the last one and ends with the same numbers.
-    Raises RequestError without examples, WorkError where the loss is no number or a pack is not exact.
+    Raises RequestError without examples, WorkError where the loss is no number or diverges, where a pack is not exact
+    or does not fit into a GPU, and where a checkpoint is of other rows.
     """
     if not examples:
         raise RequestError(f"{title}: there is nothing to train on")
@@ -55,9 +56,20 @@ def finetune(
     way = choose(model, examples, batches[0], settings, folder, accelerator)
     losses = Losses(model, way.precision)
     losses, *steppers = accelerator.prepare(losses, *optimizers.make(model, settings))
-    state = checkpoints.resume(model, steppers, folder) or Trained(layout=way.layout, precision=way.precision)
+    plan = hash_of(examples, batches)
+    state = checkpoints.resume(model, steppers, folder, plan) or Trained(
+        layout=way.layout, precision=way.precision, pack_tokens=way.pack_tokens, plan=plan
+    )
     evaluate_at = {math.ceil(len(batches) * (k + 1) / settings.evaluations) for k in range(settings.evaluations)}
     lay = LAYOUTS[way.layout]
+
+    def take(step: int, rows: Sequence[Example], pack_tokens: int) -> tuple[list[Pack], float]:
+        # Only dropout draws from this generator.
+        torch.manual_seed(seed * 1_000_003 + step)
+        packs = _packs(rows, lay, pack_tokens, accelerator)
+        with attending(model, way.attention):
+            return packs, _step(losses, packs, rows, accelerator)
+
     with track(title, sum(map(len, batches)), "rows") as advance:
         advance(state.rows, 0, "")
         for step in range(state.steps, len(batches)):
@@ -66,35 +78,33 @@ def finetune(
                 say(f"{title}: ends at step {step} of {len(batches)}, {state.stale} evaluations without a better one")
                 break
             began = time.monotonic()
-            # Only dropout draws from this generator.
-            torch.manual_seed(seed * 1_000_003 + step)
             rows = [examples[row] for row in batches[step]]
-            packs = _packs(rows, lay, settings.pack_tokens, accelerator)
             for group in (group for stepper in steppers for group in stepper.param_groups):
                 group["lr"] = rate_at(step, len(batches), settings)
             model.train()
-            with attending(model, way.attention):
-                loss = _step(losses, packs, rows, accelerator)
+            pack_tokens, alone = min(state.pack_tokens, settings.pack_tokens), accelerator.num_processes == 1
+            (packs, loss), fitted = memory.halved(partial(take, step, rows), pack_tokens, model, title, alone)
             gradient = float(accelerator.clip_grad_norm_(model.parameters(), settings.clip))
             if not math.isfinite(loss + gradient):
                 # Before the step: weights and checkpoints stay what they were.
-                raise WorkError(
-                    f"{title}: the loss of step {step + 1} is {loss} and its gradient {gradient}; lower learning_rate "
-                    f"({settings.learning_rate})"
-                )
+                unwrapped = accelerator.unwrap_model(losses)
+                raise failures.no_number(title, step, loss, gradient, rows, unwrapped, settings)
             for stepper in steppers:
                 stepper.step()
                 stepper.zero_grad()
             model.eval()
             state = _count(state, rows, packs, loss, time.monotonic() - began, len(batches))
+            state = replace(state, pack_tokens=fitted)
+            failures.watch(title, state, model.config.get_text_config().vocab_size, settings)
             advance(len(rows), packs_tokens(packs), f"loss {loss:.3f}")
-            if dev_score is not None and state.steps in evaluate_at:
+            judged = dev_score is not None and state.steps in evaluate_at
+            if dev_score is not None and judged:
                 state = _judge(model, dev_score(), dev_rows, state, folder, title, accelerator)
-            if state.steps % settings.checkpoint_every == 0 and state.steps < len(batches):
+            if (judged or state.steps % settings.checkpoint_every == 0) and state.steps < len(batches):
                 checkpoints.keep(model, steppers, state, folder, accelerator)
     accelerator.wait_for_everyone()
     if state.dev is not None:
-        model.load_state_dict(checkpoints.untied(load_file(folder / "best.safetensors"), model))
+        checkpoints.load(model, checkpoints.best(folder, state))
     return replace(state, ended="steps" if state.steps == len(batches) else "patience")
 
 
@@ -150,6 +160,7 @@ def _judge(
     say(f"{title}: step {state.steps}, dev {score:.4f}{refused}")
     if not kept:
         return replace(state, stale=stale)
+    state = replace(state, dev=score, best_step=state.steps, highest=highest, stale=stale)
     if accelerator.is_main_process:
-        checkpoints.save(checkpoints.weights_of(model), folder / "best.safetensors")
-    return replace(state, dev=score, best_step=state.steps, highest=highest, stale=stale)
+        checkpoints.save(checkpoints.weights_of(model), checkpoints.best(folder, state))
+    return state

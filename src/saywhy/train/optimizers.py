@@ -43,21 +43,30 @@ def _matrices(model: Any) -> list[Tensor]:
     return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in tables]
 
 
-def moments(optimizers: Sequence[Any]) -> dict[str, Tensor]:
-    """Give all that optimizers remember as named tensors: `optimizer.parameter.name`."""
+def moments(model: Any, optimizers: Sequence[Any]) -> dict[str, Tensor]:
+    """Give all that optimizers remember as named tensors: `parameter.moment`, where no two have one parameter."""
+    names = _names(model)
     return {
-        f"{place}.{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(float(value))
-        for place, optimizer in enumerate(optimizers)
-        for index, moment in optimizer.state_dict()["state"].items()
-        for name, value in moment.items()
+        f"{names[id(parameter)]}.{moment}": value if isinstance(value, Tensor) else torch.tensor(float(value))
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for moment, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def restore(optimizers: Sequence[Any], saved: Mapping[str, Tensor]) -> None:
+def restore(model: Any, optimizers: Sequence[Any], saved: Mapping[str, Tensor]) -> None:
     """Give optimizers back what `moments` took from them."""
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    names = _names(model)
+    of: dict[str, dict[str, Tensor]] = {}
     for key, tensor in saved.items():
-        place, index, name = key.split(".", 2)
-        states[int(place)].setdefault(int(index), {})[name] = tensor
-    for optimizer, state in zip(optimizers, states, strict=True):
+        parameter, moment = key.rsplit(".", 1)
+        of.setdefault(parameter, {})[moment] = tensor
+    for optimizer in optimizers:
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state = {index: of[names[id(one)]] for index, one in enumerate(held) if names[id(one)] in of}
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _names(model: Any) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}

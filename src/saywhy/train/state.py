@@ -11,7 +11,8 @@ class Trained:
 
     `best_step` is the checkpoint that the dev split chose, `dev` what it scored there, `highest` the best of all, and
     `stale` counts the evaluations since. `ended` says why there were no more steps: "steps" where all that were planned
-    are done, "patience" where dev gained nothing for too long.
+    are done, "patience" where dev gained nothing for too long. `pack_tokens` is the longest pack that fits into memory,
+    `plan` the hash of the rows of every step.
     """
 
     steps: int = 0
@@ -28,3 +29,5 @@ class Trained:
     highest: float = 0.0
     stale: int = 0
     ended: str = ""
+    pack_tokens: int = 0
+    plan: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from saywhy.trees import Branch, Pack
 
 @dataclass(frozen=True)
 class Example:
-    """One row as branches, one a target, with its own counts of trained tokens.
+    """One row as branches, one a target, with its own counts of trained tokens; `id` names it in messages.
 
     `group` is its label, and `label_weight` what one token of the label weighs, summed over the targets.
     """
@@ -23,6 +24,7 @@ class Example:
     branches: tuple[Branch, ...]
     target_tokens: int
     label_tokens: int
+    id: str = ""
     group: str = ""
     label_weight: float = 0.0
 
@@ -42,6 +44,17 @@ def plan_steps(examples: Sequence[Example], settings: Train, seed: int) -> list[
     sizes = [sum(len(branch.ids) for branch in example.branches) for example in examples]
     taken = order if settings.steps else islice(order, rows)
     return list(islice(_by_tokens(taken, sizes, settings.tokens_per_step or 1), settings.steps))
+
+
+def hash_of(examples: Sequence[Example], batches: Sequence[Sequence[int]]) -> str:
+    """Give the sha256 (64 hex digits) of the rows of every step: a training goes on with these and no others."""
+    found = hashlib.sha256(repr([list(batch) for batch in batches]).encode())
+    for example in examples:
+        for branch in example.branches:
+            found.update(branch.ids.tobytes())
+            found.update(branch.weights.tobytes())
+        found.update(b"row")
+    return found.hexdigest()
 
 
 def _passes(rows: int, seed: Sequence[int]) -> Iterator[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from saywhy.config import Train
 from saywhy.lm.forward import FLEX, attending, attention_of
 from saywhy.lm.load import why_no_tree
 from saywhy.progress import say
+from saywhy.train import memory
 from saywhy.train.loss import Losses, autocast
 from saywhy.train.selfcheck import check_packs
 from saywhy.train.steps import Example
@@ -31,11 +33,12 @@ HOPELESS = 4
 
 @dataclass(frozen=True)
 class Way:
-    """How packs are laid (a name of LAYOUTS), what the model reads them with, and in which precision."""
+    """How packs are laid (a name of LAYOUTS) and how long, what the model reads them with, and in which precision."""
 
     layout: str
     attention: str
     precision: str
+    pack_tokens: int
 
     def __str__(self) -> str:
         return f"{self.layout} {self.precision}" + (" with FlexAttention" if self.attention == FLEX else "")
@@ -49,33 +52,37 @@ def choose(
     folder: Path,
     accelerator: Accelerator,
 ) -> Way:
-    """Settle once a training how it computes: what the settings leave open is timed.
+    """Settle once a training how it computes: what the settings leave open is timed, and packs fit into memory.
 
     The choice is written down, since a training that goes on, and every process of one, must use the same arithmetic.
     """
     path = folder / "choice.json"
     if accelerator.is_main_process and not path.exists():
         branches = [branch for row in batch for branch in examples[row].branches]
-        store.write_json(path, asdict(_measured(model, branches, settings)))
+        found, _ = memory.halved(partial(_measured, model, branches, settings), settings.pack_tokens, model, "training")
+        store.write_json(path, asdict(found))
     accelerator.wait_for_everyone()
     return Way(**store.read_json(path))
 
 
-def _measured(model: Any, branches: Sequence[Branch], settings: Train) -> Way:
+def _measured(model: Any, branches: Sequence[Branch], settings: Train, pack_tokens: int) -> Way:
     layouts = ["tree", "rows"] if settings.layout == "auto" else [settings.layout]
     if reason := why_no_tree(model):
         say(f"this model cannot read token trees ({reason}); it is trained row by row")
         layouts = ["alone"]
     precisions = ["float32", "bf16"] if settings.precision == "auto" else [settings.precision]
-    way = Way(layouts[0], attention_of(model), precisions[0])
-    places = {name: sum(pack.ids.size for pack in LAYOUTS[name](branches, settings.pack_tokens)) for name in layouts}
+    way = Way(layouts[0], attention_of(model), precisions[0], pack_tokens)
+    way = replace(
+        way, pack_tokens=memory.fitting(Losses(model, way.precision), LAYOUTS[way.layout], branches, pack_tokens)
+    )
+    places = {name: sum(pack.ids.size for pack in LAYOUTS[name](branches, way.pack_tokens)) for name in layouts}
     few = [name for name in layouts if places[name] <= HOPELESS * min(places.values())]
-    way = _fastest(model, branches, settings, [replace(way, layout=name) for name in few])
-    way = _fastest(model, branches, settings, [replace(way, precision=precision) for precision in precisions])
+    way = _fastest(model, branches, [replace(way, layout=name) for name in few])
+    way = _fastest(model, branches, [replace(way, precision=precision) for precision in precisions])
     if way.layout == "tree":
-        way = _fastest(model, branches, settings, [replace(way, attention=name) for name in _attentions(model)])
+        way = _fastest(model, branches, [replace(way, attention=name) for name in _attentions(model)])
         with attending(model, way.attention):
-            check_packs(model, branches, settings.pack_tokens, lambda: autocast(model, way.precision), way.precision)
+            check_packs(model, branches, way.pack_tokens, lambda: autocast(model, way.precision), way.precision)
     return way
 
 
@@ -93,26 +100,26 @@ def _attentions(model: Any) -> list[str]:
         return [own]
 
 
-def _fastest(model: Any, branches: Sequence[Branch], settings: Train, ways: Sequence[Way]) -> Way:
+def _fastest(model: Any, branches: Sequence[Branch], ways: Sequence[Way]) -> Way:
     if len(ways) == 1:
         return ways[0]
-    took = {way: _seconds(model, branches, settings, way) for way in ways}
+    took = {way: _seconds(model, branches, way) for way in ways}
     # The first round only warms up; the ways take turns, so that a slow moment hits them all.
     left = [way for way in ways if took[way] <= HOPELESS * min(took.values())]
     if len(left) > 1:
-        rounds = [{way: _seconds(model, branches, settings, way) for way in left} for _ in range(TIMED_STEPS)]
+        rounds = [{way: _seconds(model, branches, way) for way in left} for _ in range(TIMED_STEPS)]
         took |= {way: min(one[way] for one in rounds) for way in left}
     model.zero_grad()
     say("measured a step: " + ", ".join(f"{way} {seconds:.3f} s" for way, seconds in took.items()))
     return min(left, key=lambda way: took[way])
 
 
-def _seconds(model: Any, branches: Sequence[Branch], settings: Train, way: Way) -> float:
+def _seconds(model: Any, branches: Sequence[Branch], way: Way) -> float:
     """Time one step's loss and gradient."""
     began = time.monotonic()
     with attending(model, way.attention):
         losses = Losses(model, way.precision)
-        for pack in LAYOUTS[way.layout](branches, settings.pack_tokens):
+        for pack in LAYOUTS[way.layout](branches, way.pack_tokens):
             losses(pack).backward()
     if model.device.type == "cuda":
         torch.cuda.synchronize()

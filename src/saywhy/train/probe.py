@@ -1,0 +1,180 @@
+"""What a training will take, from two steps of the base's shape with random weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoModelForCausalLM
+
+from saywhy.config import Train
+from saywhy.lm.load import random_of, why_no_tree
+from saywhy.machine import free_bytes
+from saywhy.train import memory, optimizers
+from saywhy.train.loss import Losses
+from saywhy.train.steps import packs_tokens
+from saywhy.train.ways import LAYOUTS
+from saywhy.trees import Branch, Pack, pack_trees
+
+# A probe of two steps that would take longer is made of fewer layers and packs.
+SECONDS = 10.0
+WEIGHT_BYTES = 4
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What steps take: seconds for each token of their trees, seconds beside, and bytes at the peak.
+
+    `parameters` is the size of the whole base; `measured` says what of it was timed.
+    """
+
+    per_token: float
+    per_step: float
+    peak_bytes: float
+    parameters: int
+    measured: str
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Seconds of the packs of a step and of the optimizer, bytes beside the weights, and of a token of a pack."""
+
+    packs: float
+    optimizer: float
+    fixed_bytes: float
+    token_bytes: float
+
+
+def probe(
+    config: Any, branches: Sequence[Branch], settings: Train, clock: Clock = time.monotonic, room: int | None = None
+) -> Probe:
+    """Time two steps on these branches, the first step's, with the code that trains; give what later steps will take.
+
+    `config` is the base's; its weights are not needed. Where two steps of all layers would take longer than `SECONDS`,
+    or more memory than there is `room` for (in bytes; None: what is free), models of one and of two layers read the
+    first pack, and what a layer takes is added for those left out.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    room = _free(device) if room is None else room
+    before = _resident(device)
+    layers = config.get_text_config().num_hidden_layers
+    parameters = _parameters(config)
+    one = random_of(config, 1, device)
+    layout, precision = _way(one, branches, settings, clock)
+    lay = LAYOUTS[layout]
+    packs = lay(branches, settings.pack_tokens)
+    first = _timed(one, packs[:1], branches, settings, lay, precision, clock)
+    del one
+    # Each pack of one layer has its share of the head, so this is more than the whole step takes.
+    whole = 2 * layers * (len(packs) * first.packs + first.optimizer)
+    needs = parameters * (WEIGHT_BYTES + memory.BYTES_PER_TRAINED)
+    needs += layers * first.token_bytes * settings.pack_tokens
+    if layers > 1 and (whole > SECONDS or needs > memory.PLANNED * room):
+        two = _timed(random_of(config, 2, device), packs[:1], branches, settings, lay, precision, clock)
+        found = _deeper(first, two, layers)
+        scale = packs_tokens(packs) / packs[0].tokens
+        measured = f"1 and 2 of {layers} layers, 1 of {len(packs)} packs"
+    else:
+        found = _timed(random_of(config, layers, device), packs, branches, settings, lay, precision, clock)
+        scale, measured = 1.0, "two steps"
+    tokens = packs_tokens(pack_trees(branches, settings.pack_tokens))
+    peak = before + WEIGHT_BYTES * parameters + found.fixed_bytes
+    peak += found.token_bytes * max(pack.ids.size for pack in packs)
+    return Probe(found.packs * scale / tokens, found.optimizer, peak, parameters, f"{measured}, {layout} {precision}")
+
+
+def _way(model: Any, branches: Sequence[Branch], settings: Train, clock: Clock) -> tuple[str, str]:
+    """Choose layout and precision as the training will, on the first pack."""
+    layouts = ["tree", "rows"] if settings.layout == "auto" else [settings.layout]
+    if why_no_tree(model):
+        layouts = ["alone"]
+    precisions = ["float32", "bf16"] if settings.precision == "auto" else [settings.precision]
+    few = branches[: max(1, len(branches) // 4)]
+
+    def fastest(ways: Sequence[tuple[str, str]]) -> tuple[str, str]:
+        if len(ways) == 1:
+            return ways[0]
+        took = {}
+        for layout, precision in ways:
+            losses, packs = Losses(model, precision), LAYOUTS[layout](few, settings.pack_tokens)
+            took[layout, precision] = min(_backward(losses, packs, clock) for _ in range(2))
+        return min(took, key=lambda way: took[way])
+
+    layout, _ = fastest([(layout, precisions[0]) for layout in layouts])
+    return fastest([(layout, precision) for precision in precisions])
+
+
+def _timed(
+    model: Any,
+    packs: Sequence[Pack],
+    branches: Sequence[Branch],
+    settings: Train,
+    lay: Callable[[Sequence[Branch], int], list[Pack]],
+    precision: str,
+    clock: Clock,
+) -> _Timed:
+    """Take two steps and keep the faster: the first one warms up."""
+    losses = Losses(model, precision)
+    fixed, each = memory.step_bytes(losses, lay, branches, settings.pack_tokens)
+    steppers = optimizers.make(model, settings)
+    model.train()
+    reading, stepping = [], []
+    for _ in range(2):
+        reading.append(_backward(losses, packs, clock))
+        began = clock()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        for stepper in steppers:
+            stepper.step()
+            stepper.zero_grad()
+        _finish()
+        stepping.append(clock() - began)
+    return _Timed(min(reading), min(stepping), fixed, each)
+
+
+def _backward(losses: Losses, packs: Sequence[Pack], clock: Clock) -> float:
+    began = clock()
+    for pack in packs:
+        losses(pack).backward()
+    _finish()
+    return clock() - began
+
+
+def _finish() -> None:
+    """Wait for what a GPU is still at."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _deeper(one: _Timed, two: _Timed, layers: int) -> _Timed:
+    """Add what a layer takes for all that were left out; a clock that ran backwards adds nothing."""
+
+    def at(first: float, second: float) -> float:
+        return first + (layers - 1) * max(0.0, second - first)
+
+    return _Timed(
+        at(one.packs, two.packs),
+        at(one.optimizer, two.optimizer),
+        at(one.fixed_bytes, two.fixed_bytes),
+        at(one.token_bytes, two.token_bytes),
+    )
+
+
+def _parameters(config: Any) -> int:
+    """Count a base's parameters from its config, on no device at all."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _resident(device: str) -> int:
+    """Give what this process holds before it has a model: a training's process holds as much."""
+    return int(psutil.Process().memory_info().rss) if device == "cpu" else 0
+
+
+def _free(device: str) -> int:
+    return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else free_bytes()
