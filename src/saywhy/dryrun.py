@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM
 
 from saywhy import classifier, controls, reasoner
 from saywhy.config import GIVEN as GIVEN_TEACHERS
@@ -23,10 +22,11 @@ from saywhy.data import Data, read, read_examples, task_of
 from saywhy.data.read import open_table
 from saywhy.data.rows import rows_to_predict
 from saywhy.doctor import matrix_rate
+from saywhy.lm import adapters
 from saywhy.lm.encode import segments, text_ids
-from saywhy.lm.load import config_of, make_scratch
+from saywhy.lm.load import make_scratch, skeleton_of
 from saywhy.pipeline import NEEDS_REASONINGS, missing, refuse_early
-from saywhy.pipeline.measures import scorer_courses
+from saywhy.pipeline.measures import course, scorer_courses
 from saywhy.pipeline.stage import scratch_texts, worked_lessons
 from saywhy.pipeline.writers import api_of, reckoned
 from saywhy.prompts import (
@@ -45,8 +45,9 @@ from saywhy.trees import pack_trees
 
 # Of the best rate of matrix products, training reaches about this share (benchmarks are to come; this is a guess).
 EFFICIENCY = 0.4
-# float32 weights, gradients and two moments.
+# float32 weights, gradients and two moments; of what is not trained the weights alone, by bits.
 BYTES_PER_PARAMETER = 16
+BYTES_PER_FROZEN = {None: 4.0, 4: 0.5}
 SAMPLED_STEPS = 8
 SHOWN_TOKENS = 400
 GIVEN = "as given"
@@ -153,9 +154,7 @@ def _expected(config: Config, data: Data) -> tuple[Mapping[str, tuple[str, ...]]
 
 def _arm(config: Config, data: Data, arm: Arm, kept: Mapping[str, tuple[str, ...]], source: str, base: str) -> Estimate:
     given = {} if arm.arm == "label_only" else kept
-    plan = classifier.course(
-        data.task, arm.arm, base, arm.train, data.train, config.seed, config.data.on_overflow, config.trust_remote_code
-    )
+    plan = course(config, data.task, arm.arm, base, arm.train, data.train)
     return _estimate(arm.name, plan, classifier.lessons(arm.arm, data.train, given), "" if not given else source)
 
 
@@ -268,11 +267,13 @@ def _show_costs(console: Console, estimates: Sequence[Estimate]) -> None:
         table.add_column(column)
     rate = matrix_rate(torch.float32, "cuda" if torch.cuda.is_available() else "cpu")
     for estimate in estimates:
-        parameters = _parameters(estimate.course.base)
+        parameters, trained_parameters = _parameters(estimate.course)
+        frozen = 0 if estimate.course.settings.lora is None else parameters
         rows = len(estimate.encoded.examples)
         trained = sum(example.target_tokens for example in estimate.encoded.examples) * _passes(estimate)
         seconds = 6 * parameters * estimate.tokens / (rate * EFFICIENCY)
-        memory = BYTES_PER_PARAMETER * parameters / 2**30
+        of_frozen = BYTES_PER_FROZEN[estimate.course.settings.bits] * frozen
+        memory = (BYTES_PER_PARAMETER * trained_parameters + of_frozen) / 2**30
         table.add_row(
             estimate.name,
             f"{rows:,}",
@@ -303,11 +304,11 @@ def _passes(estimate: Estimate) -> float:
     return estimate.steps * rows_per_step / len(estimate.encoded.examples)
 
 
-def _parameters(base: str) -> int:
-    """Count a base's parameters from its config, on no device at all."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_of(base))
-    return sum(parameter.numel() for parameter in model.parameters())
+def _parameters(plan: Course) -> tuple[int, int]:
+    """Count a base's parameters and those that a course trains, from the base's config, on no device at all."""
+    model = skeleton_of(plan.base, plan.trust_remote_code)
+    every = sum(parameter.numel() for parameter in model.parameters())
+    return every, adapters.trained_parameters(model, plan.settings)
 
 
 def _duration(seconds: float) -> str:

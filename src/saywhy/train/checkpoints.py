@@ -19,18 +19,27 @@ from saywhy.train import optimizers
 from saywhy.train.state import Trained
 
 
+def changing(model: Any) -> dict[str, torch.Tensor]:
+    """Give the tensors that a training changes by name: beside an adapter the base stays as it is."""
+    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    # A weight in 4 bits has its scales beside it, under names that begin with its own.
+    held = tuple(f"{name}." for name in frozen)
+    state = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if name not in frozen and not name.startswith(held)}
+
+
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
     """Give the tensors to be saved, tied ones once: safetensors refuses two names of one memory."""
     seen: dict[int, str] = {}
-    for name, tensor in model.state_dict().items():
+    state = changing(model)
+    for name, tensor in state.items():
         seen.setdefault(tensor.data_ptr(), name)
-    state = model.state_dict()
     return {name: state[name].contiguous() for name in seen.values()}
 
 
 def untied(weights: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
     """Give tied tensors all their names back."""
-    state = model.state_dict()
+    state = changing(model)
     owner = {tensor.data_ptr(): name for name, tensor in state.items() if name in weights}
     return {name: weights[owner[tensor.data_ptr()]] for name, tensor in state.items()}
 
@@ -65,7 +74,7 @@ def resume(model: Any, steppers: Sequence[Any], folder: Path) -> Trained | None:
     found = sorted(folder.glob("step-*"))
     if not found:
         return None
-    model.load_state_dict(untied(load_file(found[-1] / "weights.safetensors"), model))
+    model.load_state_dict(untied(load_file(found[-1] / "weights.safetensors"), model), strict=False)
     optimizers.restore(steppers, load_file(found[-1] / "optimizer.safetensors"))
     saved = store.read_json(found[-1] / "state.json")
     saved["curve"] = tuple((int(step), float(loss)) for step, loss in saved["curve"])

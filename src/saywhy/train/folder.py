@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from saywhy import store
 from saywhy.config import Train
-from saywhy.lm import LM, bind
+from saywhy.lm import LM, adapters, bind
 from saywhy.lm.encode import Encoder, branch, golden_ids, make_encoder, part_ids, prompt_ids, render, segments
 from saywhy.lm.folder import save
 from saywhy.lm.load import config_of, context_of, model_of, tokenizer_of
@@ -48,7 +48,7 @@ class Course:
 
     `arm` is what the model is taught, or "reasoner". `longest_answer` is what stands around a reasoning in the longest
     answer, so that the room for texts leaves place for it. `class_weights` multiply the label tokens of each group.
-    `on_overflow` is cut, drop or error.
+    `on_overflow` is cut, drop or error. `save` says what is left of an adapter: merged or adapter.
     """
 
     arm: str
@@ -60,6 +60,7 @@ class Course:
     class_weights: tuple[tuple[str, float], ...] = ()
     on_overflow: str = "cut"
     trust_remote_code: bool = False
+    save: str = "merged"
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def train(
     for by_group, how in ((encoded.cut, "cut in the middle"), (encoded.dropped, "dropped")):
         if by_group:
             say(f"{title}: {sum(by_group.values())} texts do not fit and are {how}")
-    model = model_of(course.base, course.trust_remote_code)
+    model = model_of(course.base, course.trust_remote_code, course.settings.bits)
+    adapters.prepare(model, course.settings, course.seed)
     lm = bind(model, encoded.encoder)
     work = folder / "work"
     shutil.rmtree(folder / DONE, ignore_errors=True)
@@ -154,8 +156,12 @@ def train(
 
 
 def _write(folder: Path, course: Course, encoded: Encoded, model: Any, trained: Trained) -> None:
-    save(folder, course.arm, model, encoded.encoder)
-    store.write_json(folder / "train.json", {**asdict(trained), "cut": encoded.cut, "dropped": encoded.dropped})
+    lora, bits = course.settings.lora, course.settings.bits
+    alone = course.save == "adapter" and lora is not None
+    save(folder, course.arm, model, encoded.encoder, course.base if alone else None)
+    adapter = None if lora is None else {**lora.model_dump(), "bits": bits, "merged": not alone}
+    facts = {**asdict(trained), "adapter": adapter, "cut": encoded.cut, "dropped": encoded.dropped}
+    store.write_json(folder / "train.json", facts)
     end = encoded.encoder.prompt.end
     rows = [
         (lesson.id, "".join(end if part.name == "end" else part.text for part in target))

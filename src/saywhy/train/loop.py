@@ -89,7 +89,7 @@ def finetune(
                 checkpoints.keep(model, steppers, state, folder, accelerator)
     accelerator.wait_for_everyone()
     if state.dev is not None:
-        model.load_state_dict(checkpoints.untied(load_file(folder / "best.safetensors"), model))
+        model.load_state_dict(checkpoints.untied(load_file(folder / "best.safetensors"), model), strict=False)
     return state
 
 
