@@ -1,4 +1,4 @@
-"""Adapters: trained as exactly as whole models, merged into what is evaluated, kept apart from their base, or refused."""
+"""Adapters: trained as exactly as whole models, merged into what is evaluated, kept apart from a base, or refused."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_targets_that_are_not_there_and_a_tied_head_are_refused() -> None:
         adapted(lora=Lora(targets=("q_proj", "proj")))
     with pytest.raises(RequestError, match="the head of this base shares its weights with the embedding"):
         adapted("llama-tied", Lora(targets=("q_proj", "lm_head")))
-    with pytest.raises(RequestError, match=r"peft cannot adapt this base: .*out_proj"):
+    with pytest.raises(RequestError, match="a base of the type mamba reads past adapters; leave lora out"):
         adapted("mamba")
 
 
@@ -360,6 +360,7 @@ def test_an_adapter_alone_is_loaded_as_the_merged_model(both_ways: Path) -> None
     assert [fact["merged"] for fact in facts] == [False, True] and facts[0]["rank"] == 4
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_peft_alone_reads_the_adapter(both_ways: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(both_ways / "base", dtype=torch.float32)
     theirs = PeftModel.from_pretrained(plain, str(both_ways / "adapter")).eval()
@@ -420,7 +421,7 @@ def test_a_broken_adapter_is_refused(both_ways: Path, tmp_path: Path) -> None:
     folder = copied(both_ways, tmp_path)
     told = store.read_json(folder / "adapter_config.json")
     store.write_json(folder / "adapter_config.json", {**told, "r": 5})
-    with pytest.raises(RequestError, match="does not fit adapter_config.json and the base"):
+    with pytest.raises(RequestError, match=r"does not fit adapter_config\.json and the base"):
         model_folder.load(folder)
     store.write_json(folder / "adapter_config.json", {"r": 4})
     with pytest.raises(RequestError, match="is not one that saywhy wrote"):
@@ -442,7 +443,7 @@ def test_an_adapter_is_no_base(both_ways: Path) -> None:
 def large(model: Any, examples: Sequence[Example], chosen: Train, *_: Any) -> Trained:
     """Stands for a training that changes much: the second matrices are set by hand."""
     if chosen.lora is not None:
-        change(model, 3.0)
+        change(model, 30.0)
     return Trained(steps=1, rows=len(examples), precision="float32", layout="rows")
 
 
@@ -550,8 +551,6 @@ def four_bits(where: Path, tokenizer: Any) -> None:
             return 1.0
 
         plan = Course("label_only", str(where / "base"), INSTRUCTION, chosen, 0, save=save)
-        with torch.no_grad():
-            pass
         train_folder.train(where / save, plan, LESSONS, "arm", look)
         curve = store.read_json(where / save / "train.json")["curve"]
         assert curve[-1][1] < curve[0][1]

@@ -26,14 +26,19 @@ NAME = "default"
 WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
 # What peft puts before the name of every tensor in its files.
 PREFIX = "base_model.model."
+# Their code reads the weights of its layers, or scales them, past whatever is put around them.
+PAST_LAYERS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h", "rwkv"}
 
 
 def linear_layers(model: Any, targets: str | Sequence[str]) -> list[str]:
     """List the layers that an adapter changes: `all` linear layers of the decoder, or those whose names end so.
 
-    Raises RequestError for a name that no linear layer ends with, and for a head that shares its weights with the
-    embedding: merged into the head, the change would reach the embedding too.
+    Raises RequestError for a name that no linear layer ends with, for a head that shares its weights with the embedding
+    (merged into the head, the change would reach the embedding too), and for a base that has no place for adapters.
     """
+    kind = model.config.get_text_config().model_type
+    if kind in PAST_LAYERS:
+        raise RequestError(f"lora: a base of the type {kind} reads past adapters; leave lora out and train it whole")
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if targets == "all":
         inside = {id(module) for module in model.get_decoder().modules()}
@@ -62,19 +67,9 @@ def attach(model: Any, lora: Lora, seed: int) -> None:
     Its first matrices are drawn from the seed, as peft draws them, and from no global generator; the second are zero.
     """
     names = linear_layers(model, lora.targets)
-    told = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        # Whole names: peft takes some endings of a mixture of experts for something else.
-        target_modules=names,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            inject_adapter_in_model(told, model)
-    except ValueError as problem:
-        raise RequestError(f"lora.targets: peft cannot adapt this base: {problem}") from problem
+    with torch.random.fork_rng(devices=[]):
+        # Behind a door: of a mixture of experts that it knows, peft would adapt the experts instead of what is named.
+        inject_adapter_in_model(_as_peft(lora, [f"base.{name}" for name in names]), nn.ModuleDict({"base": model}))
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         first = model.get_submodule(name).lora_A[NAME].weight
@@ -82,6 +77,16 @@ def attach(model: Any, lora: Lora, seed: int) -> None:
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         first.data.copy_(drawn)
     model.eval()
+
+
+def _as_peft(lora: Lora, names: Sequence[str]) -> LoraConfig:
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(names),
+        task_type="CAUSAL_LM",
+    )
 
 
 def merge(model: Any) -> None:
@@ -103,7 +108,6 @@ def merge(model: Any) -> None:
             model.set_submodule(name, _plain(module))
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
-    del model.peft_config
     model.requires_grad_(True)
 
 
@@ -132,17 +136,17 @@ def tensors_of(model: Any) -> dict[str, Tensor]:
     }
 
 
-def save(folder: Path, model: Any, base: str) -> None:
+def save(folder: Path, model: Any, lora: Lora, base: str) -> None:
     """Write the adapter as peft does, and beside it which base it changes.
 
     A base in the folder that `folder` lies in is named from there, so that both can be moved together.
     """
-    told = model.peft_config[NAME].to_dict()
     near = Path(base).is_dir() and Path(base).resolve().parent == folder.resolve().parent
     named = f"../{Path(base).resolve().name}" if near else str(Path(base).resolve()) if Path(base).is_dir() else base
-    endings = sorted({name.rpartition(".")[2] for name in told["target_modules"]})
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in told.items()}
-    written = {**plain, "base_model_name_or_path": named, "target_modules": endings, "inference_mode": True}
+    adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    endings = sorted({name.rpartition(".")[2] for name in adapted})
+    told = _as_peft(lora, ()).to_dict()
+    written = {**told, "base_model_name_or_path": named, "target_modules": endings, "inference_mode": True}
     save_file({name: tensor.data.contiguous().cpu() for name, tensor in tensors_of(model).items()}, folder / WEIGHTS)
     store.write_json(folder / CONFIG, written)
     store.write_json(folder / BASE, {"base": named, "hash": base_hash(base)})
@@ -228,7 +232,7 @@ def prepare(model: Any, train: Train, seed: int) -> None:
     if train.lora is not None:
         attach(model, train.lora, seed)
     if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def trained_parameters(model: Any, train: Train) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from saywhy import store
+from saywhy.config import Lora
 from saywhy.lm import LM, adapters, bind
 from saywhy.lm.encode import Encoder, Prompt, golden_ids, make_encoder, template_hash
 from saywhy.lm.load import model_of, tokenizer_of
@@ -17,10 +18,10 @@ from saywhy.prompts import REASONER
 from saywhy.records import RequestError
 
 
-def save(folder: Path, arm: str, model: Any, encoder: Encoder, adapter_of: str | None = None) -> None:
+def save(folder: Path, arm: str, model: Any, encoder: Encoder, apart: tuple[Lora, str] | None = None) -> None:
     """Write the model and its prompt. Generation stops at the end token, so that any server stops where we do.
 
-    An adapter is merged into the weights, or with its base named in `adapter_of` written without them.
+    An adapter is merged into the weights, or where it is told `apart`, with its settings and its base, written alone.
     """
     tokenizer = encoder.tokenizer
     config = model.generation_config
@@ -30,13 +31,13 @@ def save(folder: Path, arm: str, model: Any, encoder: Encoder, adapter_of: str |
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
-    if adapter_of is None:
+    if apart is None:
         adapters.merge(model)
         model.config.use_cache = True
         model.save_pretrained(folder)
         model.config.use_cache = False
     else:
-        adapters.save(folder, model, adapter_of)
+        adapters.save(folder, model, *apart)
     tokenizer.save_pretrained(folder)
     prompt = {"arm": arm, "conditional_on_gold_label": arm == REASONER, **asdict(encoder.prompt)}
     store.write_json(folder / "prompt.json", {**prompt, "seal": _seal(folder, prompt)})

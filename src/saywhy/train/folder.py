@@ -157,9 +157,9 @@ def train(
 
 def _write(folder: Path, course: Course, encoded: Encoded, model: Any, trained: Trained) -> None:
     lora, bits = course.settings.lora, course.settings.bits
-    alone = course.save == "adapter" and lora is not None
-    save(folder, course.arm, model, encoded.encoder, course.base if alone else None)
-    adapter = None if lora is None else {**lora.model_dump(), "bits": bits, "merged": not alone}
+    apart = None if lora is None or course.save == "merged" else (lora, course.base)
+    save(folder, course.arm, model, encoded.encoder, apart)
+    adapter = None if lora is None else {**lora.model_dump(), "bits": bits, "merged": apart is None}
     facts = {**asdict(trained), "adapter": adapter, "cut": encoded.cut, "dropped": encoded.dropped}
     store.write_json(folder / "train.json", facts)
     end = encoded.encoder.prompt.end
