@@ -463,7 +463,7 @@ def test_a_merged_adapter_is_what_is_evaluated(tmp_path: Path, monkeypatch: pyte
         answers[name] = evaluate.load_answers(path, load(done.folder / "label_only").task)
     shares = {name: np.array(one.probabilities) for name, one in answers.items()}
     assert sum(a != b for a, b in zip(answers["base"].labels, answers["merged"].labels, strict=True)) > 5
-    assert np.abs(shares["merged"] - shares["base"]).max() > 0.1
+    assert np.abs(shares["merged"] - shares["base"]).max() > 0.03
     assert answers["merged"].labels == answers["adapter"].labels
     np.testing.assert_array_equal(shares["merged"], shares["adapter"])
     cards = [

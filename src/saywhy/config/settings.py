@@ -193,7 +193,7 @@ class Lora(Settings):
 
     rank: int = Field(default=16, ge=1, description="rank of each change to a matrix; ours: customary")
     alpha: int = Field(default=32, ge=1, description="scales changes by alpha / rank; ours: twice the rank, customary")
-    targets: Annotated[Literal["all"] | tuple[str, ...], PlainValidator(_check_targets)] = Field(
+    targets: Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_check_targets)] = Field(
         default="all",
         description="all: every linear layer but the head (2305.14314, section 4); a list: what their names end with",
     )
