@@ -540,7 +540,7 @@ def four_bits(where: Path, tokenizer: Any) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(where / "base")
     tokenizer.save_pretrained(where / "base")
-    chosen = settings(steps=20, lora=Lora(rank=8), bits=4, evaluations=1)
+    chosen = settings(steps=20, lora=Lora(rank=8), bits=4, evaluations=1, precision="auto")
     assert chosen.precision == "bf16"
     for save in ("merged", "adapter"):
         (where / save).mkdir()
