@@ -34,7 +34,7 @@ BALANCES = ({"class_weights": "balanced"}, {"sampler": "balanced"})
 def examples(groups: Sequence[str], sizes: int = 3) -> list[Example]:
     """Rows of these labels whose prompts are `sizes` tokens and more long."""
     return [
-        Example((Branch(np.arange(sizes + at % 4), np.zeros(sizes + at % 4)),), 1, 1, group, 1.0)
+        Example((Branch(np.arange(sizes + at % 4), np.zeros(sizes + at % 4)),), 1, 1, group=group, label_weight=1.0)
         for at, group in enumerate(groups)
     ]
 

@@ -143,8 +143,13 @@ def _training(known: Known) -> str:
     lines = [
         f"- Base: {known.base}",
         f"- {known.rows} rows for {facts['steps']} steps; the weights after step {kept} were kept.",
-        f"- All weights were trained, in {facts['precision']}.",
+        f"- {_trained(facts.get('adapter'))}, in {facts['precision']}.",
     ]
+    if (facts.get("adapter") or {}).get("merged") is False:
+        lines.append(
+            "- Where `base.json` stands beside this card, the folder holds the adapter alone and is asked with the\n"
+            "  base that it names; `saywhy export` writes a whole model."
+        )
     if known.controlled:
         lines.append(
             f"- **Trained on a control, not on reasonings:** `{known.control}` stood in for them, "
@@ -153,6 +158,15 @@ def _training(known: Known) -> str:
     if known.data_hash:
         lines.append(f"- The training rows have the hash `{known.data_hash}`.")
     return "\n".join(lines)
+
+
+def _trained(adapter: Mapping[str, Any] | None) -> str:
+    if adapter is None:
+        return "All weights were trained"
+    which = "all linear layers" if adapter["targets"] == "all" else ", ".join(adapter["targets"])
+    size = f"rank {adapter['rank']}, alpha {adapter['alpha']}, dropout {adapter['dropout']}"
+    held = "" if adapter["bits"] is None else f" over a base held in {adapter['bits']} bits"
+    return f"An adapter was trained (LoRA, {size}, {which}){held}"
 
 
 def _limits(task: Task, known: Known) -> str:

@@ -62,15 +62,23 @@ def tokens(task: Task, base: str, trust_remote_code: bool) -> Tokens:
 
 
 def course(
-    task: Task, arm: str, base: str, settings: Train, rows: Sequence[Row], seed: int, on_overflow: str, trust: bool
+    task: Task,
+    arm: str,
+    base: str,
+    settings: Train,
+    rows: Sequence[Row],
+    seed: int,
+    on_overflow: str,
+    trust: bool,
+    save: str = "merged",
 ) -> Course:
-    """Say how an arm is trained."""
+    """Say how an arm is trained, and what is left of an adapter: merged or adapter."""
     answers = {label for row in rows for label in (row.choices or ())} | set(task.labels)
     longest = max(answers, key=len, default="")
     around = () if arm == "label_only" else tuple(p for p in _answer(arm, longest) if p.name != "reasoning")
     weights = _class_weights(rows) if settings.class_weights == "balanced" else ()
     shares = _shares(rows) if settings.is_balanced else ()
-    return Course(arm, base, task_instruction(task), settings, seed, around, weights, on_overflow, trust, shares)
+    return Course(arm, base, task_instruction(task), settings, seed, around, weights, on_overflow, trust, shares, save)
 
 
 def _answer(arm: str, label: str) -> tuple[Part, ...]:

@@ -24,7 +24,7 @@ from saywhy.lm.encode import segments, text_ids
 from saywhy.lm.load import config_of, make_scratch
 from saywhy.machine import free_bytes
 from saywhy.pipeline import NEEDS_REASONINGS, missing, refuse_early
-from saywhy.pipeline.measures import scorer_courses
+from saywhy.pipeline.measures import course, scorer_courses
 from saywhy.pipeline.stage import scratch_texts, worked_lessons
 from saywhy.pipeline.writers import api_of, reckoned
 from saywhy.prompts import (
@@ -167,9 +167,7 @@ def _arm(
 ) -> Estimate:
     """Reckon one arm, which may be matched with another."""
     given = {} if arm.arm == "label_only" else kept
-    plan = classifier.course(
-        data.task, arm.arm, base, arm.train, data.train, config.seed, config.data.on_overflow, config.trust_remote_code
-    )
+    plan = course(config, data.task, arm.arm, base, arm.train, data.train)
     taught = classifier.lessons(arm.arm, data.train, given)
     if other is not None:
         plan = classifier.matched(plan, taught, arm.match, other.steps, other.tokens)

@@ -18,8 +18,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from saywhy import classifier, predict
 from saywhy.checks import cue_inside
-from saywhy.config import Arm, Scratch, Train, label_fault
-from saywhy.config.settings import LEARNING_RATE, SCRATCH_LEARNING_RATE
+from saywhy.config import Arm, Scratch, Train, default_rate, label_fault
 from saywhy.data import half_character
 from saywhy.lm.load import make_scratch
 from saywhy.prompts import MODES
@@ -97,8 +96,8 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         name = self.arm if reasoned else "label_only"
         if self.mode is not None and self.mode not in MODES[name]:
             raise RequestError(f"mode {self.mode!r} is not taught to {name}; it has {', '.join(MODES[name])}")
-        rate = SCRATCH_LEARNING_RATE if self.base == "scratch" else LEARNING_RATE
-        settings = Train.model_validate({"learning_rate": rate, **(self.train or {})})
+        told = dict(self.train or {})
+        settings = Train.model_validate({"learning_rate": default_rate(self.base, told.get("lora")), **told})
         return Arm(name=name, arm=name, train=settings)  # type: ignore[arg-type]
 
     def _base(self, folder: Path, task: Task, rows: Sequence[Row], kept: Mapping[str, tuple[str, ...]]) -> str:

@@ -96,15 +96,13 @@ def write(model: Path, to: Path, rows: bool | None = None, source: str | None = 
     """Write an arm's folder, or a run's recommended one, for others to load; give the lines that say what is there.
 
     `rows` asks for the training rows: None writes them where they can be had. `source` is a file of rows to score
-    again, None takes those of the run's predictions. Raises RequestError for a reasoner, an adapter or a `to` that
-    holds files, WorkError where transformers alone gives other labels; nothing is left at `to` then.
+    again, None takes those of the run's predictions. An adapter is merged into its base. Raises RequestError for a
+    reasoner or a `to` that holds files, WorkError where transformers alone gives other labels; nothing is left then.
     """
     folder = recommended_in(model).folder
     to = to.resolve()
     if os.path.lexists(to) and (not to.is_dir() or any(to.iterdir())):
         raise RequestError(f"{to}: holds something already and is left as it is; name a new or an empty folder")
-    if (folder / "adapter_config.json").exists():
-        raise RequestError(f"{folder} holds a peft adapter, which saywhy does not merge; merge it with peft first")
     classifier = load(folder)
     asked = _asked(classifier, folder, source)
     taught, why_none = _taught_or_why(classifier, folder, rows)

@@ -27,6 +27,7 @@ from saywhy.config.reasonings import (
 )
 from saywhy.config.settings import (
     LEARNING_RATE,
+    LORA_LEARNING_RATE,
     SCRATCH_LEARNING_RATE,
     Arm,
     Classifier,
@@ -34,6 +35,7 @@ from saywhy.config.settings import (
     DataConfig,
     Evaluate,
     FromScratch,
+    Lora,
     Reasoner,
     Scratch,
     Study,
@@ -60,6 +62,7 @@ __all__ = [
     "FromScratch",
     "LabelSampling",
     "Labelling",
+    "Lora",
     "NamedTeacher",
     "Price",
     "Reasoner",
@@ -73,6 +76,7 @@ __all__ = [
     "Train",
     "WorkedCases",
     "commented_example",
+    "default_rate",
     "did_you_mean",
     "dump",
     "label_fault",
@@ -153,6 +157,13 @@ def needed_base(config: Config, stage: str) -> str | FromScratch:
     return base
 
 
+def default_rate(base: object, lora: object) -> float:
+    """Give the learning rate of a training that was told none; base and lora as written or as settings."""
+    if base == "scratch" or isinstance(base, dict | FromScratch):
+        return SCRATCH_LEARNING_RATE
+    return LEARNING_RATE if lora is None else LORA_LEARNING_RATE
+
+
 def commented_example() -> str:
     """Give the config that `saywhy init` writes."""
     return resources.files("saywhy").joinpath("config.yaml").read_text(encoding="utf-8")
@@ -165,6 +176,7 @@ def _build(raw: Mapping[str, Any], places: Places, folder: Path) -> Config:
         lines = [_sentence(details, places) for details in error.errors()]
         raise RequestError("\n".join(dict.fromkeys(lines))) from error
     config = _with_bases_and_arms(config)
+    _check_adapters(config, places)
     config._folder = folder
     return config
 
@@ -179,6 +191,25 @@ def _with_bases_and_arms(config: Config) -> Config:
             "classifier": classifier.model_copy(update={"base": classifier.base or config.base, "arms": arms}),
         }
     )
+
+
+def _check_adapters(config: Config, places: Places) -> None:
+    """Refuse 4 bits without an adapter or with float32, and adapters to be kept where none is trained."""
+    arms = config.classifier.arms
+    trainings: list[tuple[KeyPath, Train]] = [(("reasoner", "train"), config.reasoner.train)]
+    trainings.append((("classifier", "train"), config.classifier.train))
+    trainings += [(("classifier", "arms", at, "train"), arm.train) for at, arm in enumerate(arms)]
+    for path, train in trainings:
+        where = f"{_place((*path, 'bits'), places)}: {dotted((*path, 'bits'))}: 4"
+        if train.bits is not None and train.lora is None:
+            raise RequestError(f"{where}: weights in 4 bits cannot be trained; set lora too, such as lora: {{}}")
+        if train.bits is not None and train.precision == "float32":
+            raise RequestError(f"{where}: a base in 4 bits computes in bf16; set precision to bf16 or auto")
+    if config.classifier.save == "adapter" and not any(arm.train.lora for arm in arms):
+        raise RequestError(
+            f"{_place(('classifier', 'save'), places)}: classifier.save: adapter: no arm is trained with one; "
+            "set classifier.train.lora, such as lora: {}, or save: merged"
+        )
 
 
 def _filled(raw: Mapping[str, Any], places: Places, folder: Path) -> dict[str, Any]:
@@ -200,13 +231,24 @@ def _filled(raw: Mapping[str, Any], places: Places, folder: Path) -> dict[str, A
             continue
         if (train or {}).get("learning_rate") is None:
             base = _at(filled, (stage, "base")) or filled.get("base")
-            rate = SCRATCH_LEARNING_RATE if base == "scratch" or isinstance(base, dict) else LEARNING_RATE
+            rate = default_rate(base, _at(filled, (stage, "train", "lora")))
             filled = written.put(filled, (stage, "train", "learning_rate"), rate, "")
+            for at, own in _own_lora(_at(filled, (stage, "arms"))):
+                path = (stage, "arms", at, "train", "learning_rate")
+                filled = written.put(filled, path, default_rate(base, own), "")
     reasonings = _at(filled, ("reasonings",))
     if (reasonings is None or isinstance(reasonings, dict)) and _at(filled, ("reasonings", "teacher")) is None:
         teacher = [] if _at(filled, ("reasoner", "worked_cases")) is None else ["reasoner"]
         filled = written.put(filled, ("reasonings", "teacher"), teacher, "")
     return filled
+
+
+def _own_lora(arms: Any) -> Iterator[tuple[int, Any]]:
+    """Give the arms, by number, that say for themselves whether they have an adapter, but not how fast they learn."""
+    for at, arm in enumerate(arms if isinstance(arms, list) else ()):
+        train = arm.get("train") if isinstance(arm, dict) else None
+        if isinstance(train, dict) and "lora" in train and train.get("learning_rate") is None:
+            yield at, train["lora"]
 
 
 def _at(raw: Mapping[str, Any], path: KeyPath) -> Any:

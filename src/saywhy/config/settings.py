@@ -34,6 +34,7 @@ BALANCED_TWICE = (
 )
 LEARNING_RATE = 2e-5  # model card of syvai/emotion-reasoning-1b
 SCRATCH_LEARNING_RATE = 2e-3  # ours: random weights of a few million parameters learn too slowly at 2e-5
+LORA_LEARNING_RATE = 2e-4  # 2305.14314 (QLoRA), appendix B: for models of 7 and 13 billion parameters
 
 def label_fault(label: str) -> str:
     """Say why a label could not be scored, "" where it can."""
@@ -75,6 +76,15 @@ def _check_warmup(value: Any) -> float:
     if type(value) in (int, float) and (0 <= value < 1 or (value >= 1 and value == value // 1)):
         return float(value)
     raise ValueError(f"should be a share of the steps from 0 to below 1, or a whole number of steps, not {value!r}")
+
+
+def _check_targets(value: Any) -> str | tuple[str, ...]:
+    if value == "all":
+        return "all"
+    names = to_tuple(value)
+    if isinstance(names, tuple) and names and all(isinstance(name, str) and name.strip() for name in names):
+        return names
+    raise ValueError(f"should be all or a list of names such as [q_proj, v_proj], not {value!r}")
 
 
 def _check_labels(value: Any) -> Any:
@@ -188,6 +198,18 @@ Base = Annotated[
 ]
 
 
+class Lora(Settings):
+    """A small adapter that is trained in the place of all weights (2106.09685)."""
+
+    rank: int = Field(default=16, ge=1, description="rank of each change to a matrix; ours: customary")
+    alpha: int = Field(default=32, ge=1, description="scales changes by alpha / rank; ours: twice the rank, customary")
+    targets: Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_check_targets)] = Field(
+        default="all",
+        description="all: every linear layer but the head (2305.14314, section 4); a list: what their names end with",
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of an adapter's inputs left out; peft's default")
+
+
 class Train(Settings):
     """How one model is trained."""
 
@@ -200,7 +222,9 @@ class Train(Settings):
     )
     tokens_per_step: int | None = Field(default=None, ge=1, description="tokens a step instead, as both papers have it")
     learning_rate: float = Field(
-        default=LEARNING_RATE, gt=0, description="highest rate; 2e-5 from the card, 2e-3 for scratch"
+        default=LEARNING_RATE,
+        gt=0,
+        description="highest rate; 2e-5 from the card, 2e-3 for scratch, 2e-4 with lora (2305.14314, appendix B)",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="from the card")
     warmup: Annotated[float, PlainValidator(_check_warmup)] = Field(
@@ -220,6 +244,13 @@ class Train(Settings):
     )
     sampler: Literal["shuffled", "balanced"] = Field(
         default="shuffled", description="balanced: every label is drawn equally often instead; the same in all arms"
+    )
+    lora: Lora | None = Field(default=None, description="train an adapter; null: all weights")
+    bits: Literal[4] | None = Field(
+        default=None, description="4: hold the base in 4 bits while lora trains (2305.14314); needs a GPU and bf16"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute layers again in the backward pass: less memory, more time, the same result"
     )
     precision: Literal["auto", "bf16", "float32"] = Field(
         default="auto", description="auto: the faster of two timed steps"
@@ -243,6 +274,9 @@ class Train(Settings):
     def _written(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        if value.get("bits") is not None and value.get("precision", "auto") == "auto":
+            # What 4 bits stand for is multiplied in bf16, so float32 would promise more than it keeps.
+            value = {**value, "precision": "bf16"}
         rows, tokens = value.get("rows_per_step"), value.get("tokens_per_step")
         if rows is not None and tokens is not None:
             raise ValueError("rows_per_step and tokens_per_step exclude each other: set one of them to null")
@@ -330,6 +364,10 @@ class Classifier(Settings):
         description="both papers compare the first with one of the others",
     )
     train: Train = Train()
+    save: Literal["merged", "adapter"] = Field(
+        default="merged",
+        description="what an arm with lora leaves: a whole model, or its adapter, which is asked with its base",
+    )
 
     @field_validator("arms")
     @classmethod

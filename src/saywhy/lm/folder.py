@@ -10,15 +10,19 @@ from typing import Any
 import torch
 
 from saywhy import store
-from saywhy.lm import LM, bind
+from saywhy.config import Lora
+from saywhy.lm import LM, adapters, bind
 from saywhy.lm.encode import Encoder, Prompt, golden_ids, make_encoder, template_hash
 from saywhy.lm.load import model_of, tokenizer_of
 from saywhy.prompts import REASONER
 from saywhy.records import RequestError
 
 
-def save(folder: Path, arm: str, model: Any, encoder: Encoder) -> None:
-    """Write the model and its prompt. Generation stops at the end token, so that any server stops where we do."""
+def save(folder: Path, arm: str, model: Any, encoder: Encoder, apart: tuple[Lora, str] | None = None) -> None:
+    """Write the model and its prompt. Generation stops at the end token, so that any server stops where we do.
+
+    An adapter is merged into the weights, or where it is told `apart`, with its settings and its base, written alone.
+    """
     tokenizer = encoder.tokenizer
     config = model.generation_config
     stops = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
@@ -27,9 +31,13 @@ def save(folder: Path, arm: str, model: Any, encoder: Encoder) -> None:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
-    model.config.use_cache = True
-    model.save_pretrained(folder)
-    model.config.use_cache = False
+    if apart is None:
+        adapters.merge(model)
+        model.config.use_cache = True
+        model.save_pretrained(folder)
+        model.config.use_cache = False
+    else:
+        adapters.save(folder, model, *apart)
     tokenizer.save_pretrained(folder)
     prompt = {"arm": arm, "conditional_on_gold_label": arm == REASONER, **asdict(encoder.prompt)}
     store.write_json(folder / "prompt.json", {**prompt, "seal": _seal(folder, prompt)})
@@ -43,7 +51,8 @@ def _seal(folder: Path, prompt: Mapping[str, Any]) -> dict[str, str]:
 def load(folder: Path) -> tuple[str, LM]:
     """Load a model folder as written: what it was taught, and its model with encoder.
 
-    Raises RequestError where prompt.json, the tokenizer, the chat template or the golden ids differ from the training.
+    An adapter is merged into its base in memory. Raises RequestError where that base, prompt.json, the tokenizer, the
+    chat template or the golden ids differ from the training.
     """
     if not (folder / "prompt.json").exists():
         raise RequestError(f"{folder} is no model folder of saywhy: it has no prompt.json; name a run's arm folder")
@@ -55,7 +64,7 @@ def load(folder: Path) -> tuple[str, LM]:
     # The files may be the same and read otherwise, by another version of the library.
     if golden_ids(encoder) != prompt.golden:
         raise RequestError(f"{folder}: the tokenizer gives other ids than in training; restore its tokenizer files")
-    model = model_of(folder)
+    model = adapters.load(folder) if (folder / adapters.CONFIG).exists() else model_of(folder)
     if torch.cuda.is_available():
         model.to("cuda")
     return arm, bind(model, encoder)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from saywhy.config import Scratch
 from saywhy.lm.forward import PATHS, read_paths
@@ -28,17 +35,33 @@ CUES = (f"\n{LABEL_CUE}", f"\n{REASONING_CUE}", LABEL_CUE, REASONING_CUE)
 
 def tokenizer_of(base: str | Path, trust_remote_code: bool = False) -> Any:
     """Load a base's tokenizer. Raises RequestError naming the base where there is none."""
-    return _from(AutoTokenizer, base, trust_remote_code)
+    return _from(AutoTokenizer, base, trust_remote_code, {})
 
 
 def config_of(base: str | Path, trust_remote_code: bool = False) -> Any:
     """Load a base's config. Raises RequestError naming the base where there is none."""
-    return _from(AutoConfig, base, trust_remote_code)
+    _refuse_adapter(base)
+    return _from(AutoConfig, base, trust_remote_code, {})
 
 
-def model_of(base: str | Path, trust_remote_code: bool = False) -> Any:
-    """Load a base's weights as float32 master weights, in evaluation mode."""
-    return _prepared(_from(AutoModelForCausalLM, base, trust_remote_code, dtype=torch.float32))
+def model_of(
+    base: str | Path, trust_remote_code: bool = False, bits: int | None = None, revision: str | None = None
+) -> Any:
+    """Load a base's weights as float32 master weights, in evaluation mode; `revision` is a commit of a hub id.
+
+    With `bits` (4) the linear layers but the head are held in 4 bits and compute in bf16: NF4 with quantised scales, as
+    2305.14314 has it. They cannot be trained.
+    """
+    _refuse_adapter(base)
+    options: dict[str, Any] = {"dtype": torch.float32, "revision": revision or "main"}
+    if bits is not None:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    return _prepared(_from(AutoModelForCausalLM, base, trust_remote_code, options))
 
 
 def random_of(config: Any, layers: int, device: str) -> Any:
@@ -62,10 +85,24 @@ def _prepared(model: Any) -> Any:
     return model.eval()
 
 
-def _from(kind: Any, base: str | Path, trust_remote_code: bool, dtype: torch.dtype | None = None) -> Any:
-    typed = {} if dtype is None else {"dtype": dtype}
+def skeleton_of(base: str | Path, trust_remote_code: bool = False) -> Any:
+    """Make a base's model from its config, on no device and without weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config_of(base, trust_remote_code), trust_remote_code=trust_remote_code
+        )
+
+
+def _refuse_adapter(base: str | Path) -> None:
+    if (Path(base) / "adapter_config.json").exists():
+        raise RequestError(
+            f"base: {base} holds an adapter without its base; `saywhy export` writes a whole model from it, name that"
+        )
+
+
+def _from(kind: Any, base: str | Path, trust_remote_code: bool, options: Mapping[str, Any]) -> Any:
     try:
-        return kind.from_pretrained(str(base), trust_remote_code=trust_remote_code, **typed)
+        return kind.from_pretrained(str(base), trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError) as problem:
         where = "the folder" if Path(base).exists() else "the hub id or folder"
         first = str(problem).strip().split("\n")[0]

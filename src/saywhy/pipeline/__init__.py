@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from saywhy import checks, classifier, controls, evaluate, journal, reasoner, reasonings, report, store
-from saywhy.config import Arm, Config, FromScratch, dump, needed_base
+from saywhy.config import Arm, Config, FromScratch, Train, dump, needed_base
 from saywhy.data import fingerprint, read
 from saywhy.journal import Journal
+from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
 from saywhy.pipeline.measures import course, measured, measured_by
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, worked_lessons
@@ -124,6 +125,16 @@ def refuse_early(config: Config, until: str = "report") -> None:
         if not isinstance(base, FromScratch):
             config_of(base, config.trust_remote_code)
             tokenizer_of(base, config.trust_remote_code)
+        made = None if isinstance(base, FromScratch) else base
+        for place, train in _trainings(config, name):
+            adapters.refuse(made, config.trust_remote_code, train, place)
+
+
+def _trainings(config: Config, stage: str) -> list[tuple[str, Train]]:
+    """Give the training settings of a stage, each with the key that they stand below."""
+    if stage == "reasoner":
+        return [("reasoner.train", config.reasoner.train)] if "reasoner" in config.reasonings.teacher else []
+    return [(f"classifier.arms {arm.name}: train", arm.train) for arm in config.classifier.arms]
 
 
 def _reasoner(this: Run) -> Made | None:
@@ -330,7 +341,7 @@ def _arm(this: Run, arm: Arm, named: tuple[str, str], lesson: Taught) -> Made:
         "seed": config.seed,
         "recommend_by": config.recommend_by,
     }
-    settings = {"arm": arm.arm, "train": plan.settings.deciding(), "on_overflow": plan.on_overflow}
+    settings = {"arm": arm.arm, "train": plan.settings.deciding(), "on_overflow": plan.on_overflow, "save": plan.save}
     return stage(
         this,
         arm.name,

@@ -59,9 +59,8 @@ def scorer_courses(
 
 def course(config: Config, task: Task, arm: str, base: str, train: Train, rows: Sequence[Row]) -> Course:
     """Say how an arm of this config is trained on these rows."""
-    return classifier.course(
-        task, arm, base, train, rows, config.seed, config.data.on_overflow, config.trust_remote_code
-    )
+    overflow, save = config.data.on_overflow, config.classifier.save
+    return classifier.course(task, arm, base, train, rows, config.seed, overflow, config.trust_remote_code, save)
 
 
 def measured(this: Run, job: reasonings.Job, book: Journal) -> reasonings.Measured | None:
@@ -76,7 +75,7 @@ def measured(this: Run, job: reasonings.Job, book: Journal) -> reasonings.Measur
             this,
             f"scorer-{fold}",
             "scorer",
-            {"train": plan.settings.deciding()},
+            {"train": plan.settings.deciding(), "save": plan.save},
             {"base": identity, "task": task, "lessons": store.hash_of(taught), "seed": config.seed},
             partial(_train_scorer, task=task, plan=plan, taught=taught, title=f"scorer-{fold}"),
         )

@@ -20,18 +20,27 @@ from saywhy.train import optimizers
 from saywhy.train.state import Trained
 
 
+def changing(model: Any) -> dict[str, torch.Tensor]:
+    """Give the tensors that a training changes by name: beside an adapter the base stays as it is."""
+    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    # A weight in 4 bits has its scales beside it, under names that begin with its own.
+    held = tuple(f"{name}." for name in frozen)
+    state = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if name not in frozen and not name.startswith(held)}
+
+
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
     """Give the tensors to be saved, tied ones once: safetensors refuses two names of one memory."""
     seen: dict[int, str] = {}
-    for name, tensor in model.state_dict().items():
+    state = changing(model)
+    for name, tensor in state.items():
         seen.setdefault(tensor.data_ptr(), name)
-    state = model.state_dict()
     return {name: state[name].contiguous() for name in seen.values()}
 
 
 def untied(weights: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
     """Give tied tensors all their names back."""
-    state = model.state_dict()
+    state = changing(model)
     owner = {tensor.data_ptr(): name for name, tensor in state.items() if name in weights}
     return {name: weights[owner[tensor.data_ptr()]] for name, tensor in state.items()}
 
@@ -90,7 +99,8 @@ def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 def load(model: Any, path: Path) -> None:
     """Give a model the weights of a file."""
-    model.load_state_dict(untied(load_file(path), model))
+    # Beside an adapter there are no more tensors than its own.
+    model.load_state_dict(untied(load_file(path), model), strict=False)
 
 
 def resume(model: Any, steppers: Sequence[Any], folder: Path, plan: str) -> Trained | None:
@@ -115,7 +125,7 @@ def resume(model: Any, steppers: Sequence[Any], folder: Path, plan: str) -> Trai
         except (FileNotFoundError, SafetensorError, RequestError) as problem:
             say(f"{found} is damaged and passed over ({problem})")
             continue
-        model.load_state_dict(untied(weights, model))
+        model.load_state_dict(untied(weights, model), strict=False)
         optimizers.restore(model, steppers, moments)
         say(f"going on from step {state.steps}")
         return state

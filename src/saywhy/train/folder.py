@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from saywhy import store
 from saywhy.config import Train
-from saywhy.lm import LM, bind
+from saywhy.lm import LM, adapters, bind
 from saywhy.lm.encode import Encoder, branch, golden_ids, make_encoder, part_ids, prompt_ids, render, segments
 from saywhy.lm.folder import save
 from saywhy.lm.load import config_of, context_of, model_of, tokenizer_of
@@ -50,6 +50,7 @@ class Course:
     `arm` is what the model is taught, or "reasoner". `longest_answer` is what stands around a reasoning in the longest
     answer, so that the room for texts leaves place for it. `class_weights` multiply the label tokens of each group.
     `on_overflow` is cut, drop or error. `shares` of the labels among the rows, where training does not keep to them.
+    `save` says what is left of an adapter: merged or adapter.
     """
 
     arm: str
@@ -62,6 +63,7 @@ class Course:
     on_overflow: str = "cut"
     trust_remote_code: bool = False
     shares: tuple[tuple[str, float], ...] = ()
+    save: str = "merged"
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def train(
     for by_group, how in ((encoded.cut, "cut in the middle"), (encoded.dropped, "dropped")):
         if by_group:
             say(f"{title}: {sum(by_group.values())} texts do not fit and are {how}")
-    model = model_of(course.base, course.trust_remote_code)
+    model = model_of(course.base, course.trust_remote_code, course.settings.bits)
+    adapters.prepare(model, course.settings, course.seed)
     lm = bind(model, encoded.encoder)
     work = folder / "work"
     shutil.rmtree(folder / DONE, ignore_errors=True)
@@ -161,8 +164,12 @@ def train(
 
 
 def _write(folder: Path, course: Course, encoded: Encoded, model: Any, trained: Trained) -> None:
-    save(folder, course.arm, model, encoded.encoder)
-    store.write_json(folder / "train.json", {**asdict(trained), "cut": encoded.cut, "dropped": encoded.dropped})
+    lora, bits = course.settings.lora, course.settings.bits
+    apart = None if lora is None or course.save == "merged" else (lora, course.base)
+    save(folder, course.arm, model, encoded.encoder, apart)
+    adapter = None if lora is None else {**lora.model_dump(), "bits": bits, "merged": apart is None}
+    facts = {**asdict(trained), "adapter": adapter, "cut": encoded.cut, "dropped": encoded.dropped}
+    store.write_json(folder / "train.json", facts)
     if course.shares:
         taught = shares_of(encoded.examples, course.settings)
         store.write_json(folder / "prior.json", {"rows": dict(course.shares), "taught": taught})

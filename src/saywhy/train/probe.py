@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from saywhy.config import Train
+from saywhy.lm import adapters
 from saywhy.lm.load import random_of, why_no_tree
 from saywhy.machine import free_bytes
 from saywhy.train import memory, optimizers
@@ -64,7 +65,7 @@ def probe(
     before = _resident(device)
     layers = config.get_text_config().num_hidden_layers
     parameters = _parameters(config)
-    one = random_of(config, 1, device)
+    one = _made(config, 1, device, settings)
     layout, precision = _way(one, branches, settings, clock)
     lay = LAYOUTS[layout]
     packs = lay(branches, settings.pack_tokens)
@@ -72,20 +73,27 @@ def probe(
     del one
     # Each pack of one layer has its share of the head, so this is more than the whole step takes.
     whole = 2 * layers * (len(packs) * first.packs + first.optimizer)
-    needs = parameters * (WEIGHT_BYTES + memory.BYTES_PER_TRAINED)
+    needs = parameters * WEIGHT_BYTES + memory.BYTES_PER_TRAINED * (parameters if settings.lora is None else 0)
     needs += layers * first.token_bytes * settings.pack_tokens
     if layers > 1 and (whole > SECONDS or needs > memory.PLANNED * room):
-        two = _timed(random_of(config, 2, device), packs[:1], branches, settings, lay, precision, clock)
+        two = _timed(_made(config, 2, device, settings), packs[:1], branches, settings, lay, precision, clock)
         found = _deeper(first, two, layers)
         scale = packs_tokens(packs) / packs[0].tokens
         measured = f"1 and 2 of {layers} layers, 1 of {len(packs)} packs"
     else:
-        found = _timed(random_of(config, layers, device), packs, branches, settings, lay, precision, clock)
+        found = _timed(_made(config, layers, device, settings), packs, branches, settings, lay, precision, clock)
         scale, measured = 1.0, "two steps"
     tokens = packs_tokens(pack_trees(branches, settings.pack_tokens))
     peak = before + WEIGHT_BYTES * parameters + found.fixed_bytes
     peak += found.token_bytes * max(pack.ids.size for pack in packs)
     return Probe(found.packs * scale / tokens, found.optimizer, peak, parameters, f"{measured}, {layout} {precision}")
+
+
+def _made(config: Any, layers: int, device: str, settings: Train) -> Any:
+    """Make a model as a training has it, an adapter included; a base in 4 bits is timed as it is."""
+    model = random_of(config, layers, device)
+    adapters.prepare(model, settings.model_copy(update={"bits": None}), 0)
+    return model
 
 
 def _way(model: Any, branches: Sequence[Branch], settings: Train, clock: Clock) -> tuple[str, str]:
