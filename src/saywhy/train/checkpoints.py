@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from saywhy import store
 from saywhy.progress import say
 from saywhy.records import WorkError
-from saywhy.train import optimizers
+from saywhy.train import optimizers, ranks
 from saywhy.train.state import Trained
 
 
@@ -36,7 +36,11 @@ def untied(weights: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tens
 
 
 def keep(model: Any, steppers: Sequence[Any], state: Trained, folder: Path, accelerator: Accelerator) -> None:
-    """Write a checkpoint and remove the one before; at every moment one of the two is whole."""
+    """Write a checkpoint and remove the one before; at every moment one of the two is whole.
+
+    The first process writes; `model` is whole there, and what the optimizers of all remember is brought together.
+    """
+    moments = optimizers.moments(steppers)
     if not accelerator.is_main_process:
         return
     step = folder / f"step-{state.steps:08d}"
@@ -44,7 +48,7 @@ def keep(model: Any, steppers: Sequence[Any], state: Trained, folder: Path, acce
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save(weights_of(model), partial / "weights.safetensors")
-    save(optimizers.moments(steppers), partial / "optimizer.safetensors")
+    save(moments, partial / "optimizer.safetensors")
     store.write_json(partial / "state.json", asdict(state))
     partial.rename(step)
     for older in sorted(folder.glob("step-*"))[:-1]:
@@ -61,13 +65,16 @@ def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
         raise WorkError(f"{path} cannot be written ({problem}); make room and run the same command again") from problem
 
 
-def resume(model: Any, steppers: Sequence[Any], folder: Path) -> Trained | None:
-    found = sorted(folder.glob("step-*"))
-    if not found:
+def resume(model: Any | None, steppers: Sequence[Any], folder: Path) -> Trained | None:
+    """Go on from the last checkpoint, where there is one; `model` is None in a process that has no whole one."""
+    # One process looks: on a shared disk others may see a folder's list of names late.
+    name = ranks.told(lambda: max((path.name for path in folder.glob("step-*")), default=""))
+    if not name:
         return None
-    model.load_state_dict(untied(load_file(found[-1] / "weights.safetensors"), model))
-    optimizers.restore(steppers, load_file(found[-1] / "optimizer.safetensors"))
-    saved = store.read_json(found[-1] / "state.json")
+    if model is not None:
+        model.load_state_dict(untied(load_file(folder / name / "weights.safetensors"), model))
+    optimizers.restore(steppers, load_file(folder / name / "optimizer.safetensors"))
+    saved = store.read_json(folder / name / "state.json")
     saved["curve"] = tuple((int(step), float(loss)) for step, loss in saved["curve"])
     say(f"going on from step {saved['steps']}")
     return Trained(**saved)

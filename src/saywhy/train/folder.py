@@ -20,9 +20,11 @@ from saywhy.lm.load import config_of, context_of, model_of, tokenizer_of
 from saywhy.progress import say
 from saywhy.prompts import Part
 from saywhy.records import RequestError
+from saywhy.train import ranks
+from saywhy.train.follow import Trackers, followed
 from saywhy.train.loop import finetune
 from saywhy.train.state import Trained
-from saywhy.train.steps import Example
+from saywhy.train.steps import Example, from_tensors, to_tensors
 
 # A reasoning may become this much longer than the longest one that was trained (design: Labels are scored).
 LIMIT = 1.5
@@ -48,7 +50,7 @@ class Course:
 
     `arm` is what the model is taught, or "reasoner". `longest_answer` is what stands around a reasoning in the longest
     answer, so that the room for texts leaves place for it. `class_weights` multiply the label tokens of each group.
-    `on_overflow` is cut, drop or error.
+    `on_overflow` is cut, drop or error. `trackers` are told every step.
     """
 
     arm: str
@@ -60,6 +62,7 @@ class Course:
     class_weights: tuple[tuple[str, float], ...] = ()
     on_overflow: str = "cut"
     trust_remote_code: bool = False
+    trackers: Trackers | None = None
 
 
 @dataclass(frozen=True)
@@ -147,10 +150,38 @@ def train(
     shutil.rmtree(folder / DONE, ignore_errors=True)
     work.mkdir(exist_ok=True)
     score = None if dev_score is None else lambda: dev_score(lm)
-    trained = finetune(model, encoded.examples, course.settings, course.seed, work, title, score, dev_rows)
+    call(course, encoded.examples, work, title, score is not None, dev_rows)
+    with ranks.lost(), followed(course.trackers, title, course.settings) as log:
+        trained = finetune(model, encoded.examples, course.settings, course.seed, work, title, score, dev_rows, log)
     _write(folder, course, encoded, model, trained)
     # Under another name first: a kill in the middle must not leave half a checkpoint to go on from.
     shutil.rmtree(work.rename(folder / DONE))
+
+
+def call(course: Course, examples: Sequence[Example], work: Path, title: str, judged: bool, dev_rows: int) -> None:
+    """Call the processes that train together with this one, where there are any, to `join` this training."""
+    facts = {
+        "base": course.base,
+        "trust_remote_code": course.trust_remote_code,
+        "settings": course.settings.model_dump(mode="json"),
+        "seed": course.seed,
+        "work": str(work.absolute()),
+        "title": title,
+        "judged": judged,
+        "dev_rows": dev_rows,
+    }
+    with ranks.lost():
+        ranks.call(facts, to_tensors(examples))
+
+
+def join(called: ranks.Call) -> None:
+    """Train beside the process that called; only that one asks the dev rows and writes."""
+    facts, tensors = called
+    model = model_of(facts["base"], facts["trust_remote_code"])
+    settings = Train.model_validate(facts["settings"])
+    score = (lambda: 0.0) if facts["judged"] else None
+    work = Path(facts["work"])
+    finetune(model, from_tensors(tensors), settings, facts["seed"], work, facts["title"], score, facts["dev_rows"])
 
 
 def _write(folder: Path, course: Course, encoded: Encoded, model: Any, trained: Trained) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saywhy.config import Train
 from saywhy.records import RequestError
+from saywhy.train.shards import gathered, like
 
 
 def make(model: Any, settings: Train) -> list[Any]:
@@ -44,9 +45,12 @@ def _matrices(model: Any) -> list[Tensor]:
 
 
 def moments(optimizers: Sequence[Any]) -> dict[str, Tensor]:
-    """Give all that optimizers remember as named tensors: `optimizer.parameter.name`."""
+    """Give all that optimizers remember as named tensors, `optimizer.parameter.name`: whole ones to the first process.
+
+    Where weights are divided among processes, all take part.
+    """
     return {
-        f"{place}.{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(float(value))
+        f"{place}.{index}.{name}": gathered(value) if isinstance(value, Tensor) else torch.tensor(float(value))
         for place, optimizer in enumerate(optimizers)
         for index, moment in optimizer.state_dict()["state"].items()
         for name, value in moment.items()
@@ -56,8 +60,9 @@ def moments(optimizers: Sequence[Any]) -> dict[str, Tensor]:
 def restore(optimizers: Sequence[Any], saved: Mapping[str, Tensor]) -> None:
     """Give optimizers back what `moments` took from them."""
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for key, tensor in saved.items():
+    weights = [[weight for group in optimizer.param_groups for weight in group["params"]] for optimizer in optimizers]
+    for key, tensor in sorted(saved.items()):
         place, index, name = key.split(".", 2)
-        states[int(place)].setdefault(int(index), {})[name] = tensor
+        states[int(place)].setdefault(int(index), {})[name] = like(tensor, weights[int(place)][int(index)])
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
 import numpy as np
+import torch
 
 from saywhy.config import Train
 from saywhy.trees import Branch, Pack
@@ -20,6 +21,28 @@ class Example:
     branches: tuple[Branch, ...]
     target_tokens: int
     label_tokens: int
+
+
+def to_tensors(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Lay examples end to end: `ids` and `weights` of all tokens, tokens a branch, and a row (n, 3) of each example."""
+    branches = [branch for example in examples for branch in example.branches]
+    told = [[len(example.branches), example.target_tokens, example.label_tokens] for example in examples]
+    return {
+        "ids": torch.from_numpy(np.concatenate([branch.ids for branch in branches])),
+        "weights": torch.from_numpy(np.concatenate([branch.weights for branch in branches])),
+        "tokens": torch.tensor([len(branch.ids) for branch in branches]),
+        "examples": torch.tensor(told),
+    }
+
+
+def from_tensors(laid: Mapping[str, torch.Tensor]) -> list[Example]:
+    """Give back the examples that `to_tensors` laid end to end."""
+    ends = np.cumsum(laid["tokens"].numpy())[:-1]
+    pieces = (np.split(laid[name].numpy(), ends) for name in ("ids", "weights"))
+    branches = iter([Branch(ids, weights) for ids, weights in zip(*pieces, strict=True)])
+    return [
+        Example(tuple(islice(branches, count)), targets, labels) for count, targets, labels in laid["examples"].tolist()
+    ]
 
 
 def plan_steps(examples: Sequence[Example], settings: Train, seed: int) -> list[list[int]]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from accelerate import Accelerator
 
 from saywhy import store
 from saywhy.config import Train
 from saywhy.lm.load import why_no_tree
 from saywhy.progress import say
+from saywhy.train import ranks
+from saywhy.train.deal import Lay
 from saywhy.train.loss import Losses, autocast
 from saywhy.train.selfcheck import check_packs
 from saywhy.train.steps import Example
-from saywhy.trees import Branch, Pack, pack_alone, pack_rows, pack_trees
+from saywhy.trees import Branch, pack_alone, pack_rows, pack_trees
 
-Lay = Callable[[Sequence[Branch], int], list[Pack]]
 LAYOUTS: dict[str, Lay] = {"tree": pack_trees, "rows": pack_rows, "alone": pack_alone}
 TIMED_STEPS = 2
 
@@ -29,18 +28,20 @@ def choose(
     batch: Sequence[int],
     settings: Train,
     folder: Path,
-    accelerator: Accelerator,
 ) -> dict[str, str]:
     """Settle layout and precision once a training: both are timed where the settings leave them open.
 
     The choice is written down, since a training that goes on, and every process of one, must use the same arithmetic.
     """
     path = folder / "choice.json"
-    if accelerator.is_main_process and not path.exists():
-        branches = [branch for row in batch for branch in examples[row].branches]
-        store.write_json(path, _measured(model, branches, settings))
-    accelerator.wait_for_everyone()
-    return dict(store.read_json(path))
+
+    def written() -> dict[str, str]:
+        if not path.exists():
+            branches = [branch for row in batch for branch in examples[row].branches]
+            store.write_json(path, _measured(model, branches, settings))
+        return dict(store.read_json(path))
+
+    return dict(ranks.told(written))
 
 
 def _measured(model: Any, branches: Sequence[Branch], settings: Train) -> dict[str, str]:
