@@ -21,8 +21,8 @@ LARGER = 1.1
 def cost(pack: Pack, width: int) -> int:
     """Estimate what a pack takes, in no unit: a token costs 6 · width in the layers' matrices and n in attention.
 
-    `width` is the size of a hidden state and n the length of the pack's rows. In a layer a token takes about 12 · width²
-    multiplications by weights and 2 · width · n for attention.
+    `width` is the size of a hidden state and n the length of the pack's rows. A layer takes about 12 · width²
+    multiplications a token by its weights and 2 · width · n for attention.
     """
     rows, length = pack.ids.shape
     return rows * length * (6 * width + length)

@@ -150,7 +150,7 @@ def train(
     shutil.rmtree(folder / DONE, ignore_errors=True)
     work.mkdir(exist_ok=True)
     score = None if dev_score is None else lambda: dev_score(lm)
-    call(course, encoded.examples, work, title, score is not None, dev_rows)
+    _call(course, encoded.examples, work, title, score is not None, dev_rows)
     with ranks.lost(), followed(course.trackers, title, course.settings) as log:
         trained = finetune(model, encoded.examples, course.settings, course.seed, work, title, score, dev_rows, log)
     _write(folder, course, encoded, model, trained)
@@ -158,8 +158,8 @@ def train(
     shutil.rmtree(work.rename(folder / DONE))
 
 
-def call(course: Course, examples: Sequence[Example], work: Path, title: str, judged: bool, dev_rows: int) -> None:
-    """Call the processes that train together with this one, where there are any, to `join` this training."""
+def _call(course: Course, examples: Sequence[Example], work: Path, title: str, judged: bool, dev_rows: int) -> None:
+    """Call the processes that train together with this one, where there are any, to this training."""
     facts = {
         "base": course.base,
         "trust_remote_code": course.trust_remote_code,
@@ -174,11 +174,18 @@ def call(course: Course, examples: Sequence[Example], work: Path, title: str, ju
         ranks.call(facts, to_tensors(examples))
 
 
-def join(called: ranks.Call) -> None:
-    """Train beside the process that called; only that one asks the dev rows and writes."""
-    facts, tensors = called
+def help_train() -> int:
+    """Train beside the process that calls, as often as it does; give the exit code 0 once it has done its work."""
+    with ranks.lost():
+        while (called := ranks.called()) is not None:
+            _join(*called)
+    return 0
+
+
+def _join(facts: dict[str, Any], tensors: dict[str, Any]) -> None:
     model = model_of(facts["base"], facts["trust_remote_code"])
     settings = Train.model_validate(facts["settings"])
+    # Only the process that called asks the dev rows.
     score = (lambda: 0.0) if facts["judged"] else None
     work = Path(facts["work"])
     finetune(model, from_tensors(tensors), settings, facts["seed"], work, facts["title"], score, facts["dev_rows"])

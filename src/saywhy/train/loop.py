@@ -136,7 +136,9 @@ def _wrapped(
     if plugin is None:
         return accelerator.prepare(Losses(model, precision)), model
     if settings.optimizer == "muon":
-        raise RequestError("optimizer: muon needs whole matrices, and FSDP divides them; set adamw, or launch without FSDP")
+        raise RequestError(
+            "optimizer: muon needs whole matrices, and FSDP divides them; set adamw, or launch without FSDP"
+        )
     trained = shards.twin(model.to("cpu"))
     losses = Losses(trained, precision)
     shards.divide(losses, plugin)

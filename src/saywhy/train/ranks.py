@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,18 +29,18 @@ from saywhy.records import RequestError, WorkError
 PATIENCE = timedelta(days=365)
 OTHER_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 
-Call = tuple[dict[str, Any], dict[str, Tensor]]
-
 
 def accelerator(model: Any) -> Accelerator:
     """Give this process its device and its place among the others; RequestError for an engine that is not ours."""
     for engine in OTHER_ENGINES:
         if os.environ.get(engine, "false").lower() == "true":
             name = engine.removeprefix("ACCELERATE_USE_").lower()
-            raise RequestError(f"accelerate launch: {name} is not supported; configure MULTI_GPU (DDP) or FSDP version 2")
+            raise RequestError(
+                f"accelerate launch: {name} is not supported; configure MULTI_GPU (DDP) or FSDP version 2"
+            )
     # Experts that no token of a pack chose have no gradient, and the others would wait for it.
-    experts = any("experts." in name for name, _ in model.named_parameters())
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=experts)
+    experts = any(re.search(r"experts\.\d+\.", name) for name, _ in model.named_parameters())
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=experts)
     # The precision is the training's own, whatever the launcher was told.
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[ddp])
 
@@ -73,24 +74,18 @@ def told(make: Callable[[], Any]) -> Any:
     return json.loads(_sent(json.dumps(make()).encode() if is_first() else b""))
 
 
-def together(first: Callable[[], int], join: Callable[[Call], None]) -> int:
-    """Do `first` in the first process, and `join` in the others for each training it calls them to; give an exit code.
+def together(first: Callable[[], int], others: Callable[[], int]) -> int:
+    """Do `first` in the first process and `others` in the others; give what it gives, an exit code.
 
     Where the first fails it leaves the others without a word, and they end with 1: they notice that it is gone.
     """
-    # Every process reads a base by itself: what accelerate would leave out of the others' memory is sharded here.
+    # Every process reads a base by itself: what accelerate would leave out of the others' memory is divided here.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     PartialState(cpu=not torch.cuda.is_available())
-    if is_first():
-        code = first()
-        if code == 0:
-            _sent(b"")
-    else:
-        with lost():
-            while call := _sent(b""):
-                join((json.loads(call), load(_sent(b""))))
-        code = 0
+    code = first() if is_first() else others()
     if code == 0:
+        if is_first():
+            _sent(b"")
         dist.destroy_process_group()
     return code
 
@@ -102,14 +97,22 @@ def call(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         _sent(save(dict(tensors)))
 
 
+def called() -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Wait until the first process calls to a training; None when it has done its work."""
+    facts = _sent(b"")
+    return (json.loads(facts), load(_sent(b""))) if facts else None
+
+
 @contextmanager
 def lost() -> Iterator[None]:
-    """Turn the news that another process is gone into WorkError."""
+    """Turn the news that another process is gone into WorkError in the first, and into a silent end in the others."""
     try:
         yield
     except RuntimeError as problem:
         if count() == 1 or not (isinstance(problem, dist.DistError) or "gloo" in str(problem).lower()):
             raise
+        if not is_first():
+            raise SystemExit(1) from problem
         raise WorkError(
             "another process of this training has ended, see what it said; the same command goes on from the last "
             "checkpoint"
