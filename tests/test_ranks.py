@@ -240,7 +240,8 @@ def test_a_request_that_is_wrong_ends_all(alone: toy.Done, tmp_path: Path) -> No
 def test_accelerate_launch_starts_it(alone: toy.Done, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()),
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", str(free_port()),
         "-m", "saywhy.cli", "run", str(alone.data / "config.yaml"), "-o", str(tmp_path / "run"),
     ]  # fmt: skip
     told = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
