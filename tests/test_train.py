@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -290,42 +288,6 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
 
-def two_of(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    chosen = settings(steps=5, evaluations=2, checkpoint_every=2, pack_tokens=60)
-    scores = iter([0.9, 0.1])
-    trained, weights = run(Path(folder), chosen, dev_score=lambda _: next(scores))
-    torch.save((losses(trained), weights), Path(folder) / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this torch has no gloo")
-    (tmp_path / "two").mkdir()
-    torch.multiprocessing.spawn(two_of, (port, str(tmp_path / "two")), nprocs=2)
-    found = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    scores = iter([0.9, 0.1])
-    chosen = settings(steps=5, evaluations=2, checkpoint_every=2, pack_tokens=60)
-    one, weights = run(tmp_path / "one", chosen, dev_score=lambda _: next(scores))
-    for their_losses, their_weights in found:
-        assert their_losses == pytest.approx(losses(one), rel=1e-5)
-        assert_close(their_weights, weights, 1e-3)
-    assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in weights)
-
-
 def test_the_best_checkpoint_is_restored(tmp_path: Path) -> None:
     scores, kept = iter([0.5, 0.9, 0.9, 0.2]), []
 
@@ -437,12 +399,12 @@ def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(tmp_pa
 def test_a_gpu_is_used_where_there_is_one(cuda: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 
-    def accelerator(cpu: bool) -> None:
+    def accelerator(cpu: bool, **_: Any) -> None:
         asked.append(cpu)
         raise Killed
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr("saywhy.train.loop.Accelerator", accelerator)
+    monkeypatch.setattr("saywhy.train.ranks.Accelerator", accelerator)
     with pytest.raises(Killed):
         run(tmp_path, settings())
     assert asked == [not cuda]

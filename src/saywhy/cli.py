@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -466,12 +467,33 @@ def _bars(prediction: Prediction) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 stopped."""
-    code = 0
+    if not _is_one_of_several():
+        return _told(lambda: _do(arguments))
+    from saywhy.train import folder, ranks
+
+    _quiet()
+    return ranks.together(lambda: _told(lambda: _do(arguments)), lambda: _told(folder.help_train))
+
+
+def _is_one_of_several() -> bool:
+    """Tell whether a launcher started other processes with the same command."""
+    names = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    return any(os.environ.get(name, "1") != "1" for name in names)
+
+
+def _do(arguments: Sequence[str] | None) -> int:
     try:
         # Alone it shows mistakes in the arguments itself, and leaves with a code: Ctrl-C too.
         app(None if arguments is None else list(arguments), standalone_mode=True)
     except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else 0
+        return left.code if isinstance(left.code, int) else 0
+    return 0
+
+
+def _told(work: Callable[[], int]) -> int:
+    """Do work that gives an exit code, and say in one message what went wrong with it."""
+    try:
+        code = work()
     except KeyboardInterrupt:
         code = STOPPED
     except RequestError as problem:

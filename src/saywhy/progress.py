@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ def track(title: str, total: int | None, unit: str, show: bool = True) -> Iterat
 
     Where nobody knows `total`, it is None, and lines tell how many units are done.
     """
-    if not show:
+    if not show or _is_helper():
         yield lambda done, tokens, note: None
     elif sys.stderr.isatty():
         with _bar(unit) as progress:
@@ -32,7 +33,13 @@ def track(title: str, total: int | None, unit: str, show: bool = True) -> Iterat
 
 def say(line: str) -> None:
     """Print one line about the work to the standard error stream."""
-    print(line, file=sys.stderr, flush=True)
+    if not _is_helper():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _is_helper() -> bool:
+    """Tell whether a launcher started this process beside the one that prints."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _bar(unit: str) -> Progress:

@@ -22,10 +22,11 @@ from saywhy.config.reasonings import Reasonings
 
 ArmName = Literal["label_only", "reason_then_label", "label_then_reason", "both"]
 ModeName = Literal["label", "reason", "explain", "vote", "ensemble", "adaptive"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 # What stands in a run's folder beside the arms' own folders.
 RUN_FILES = (
-    "base", "reasoner", "reasonings", "scorer-0", "scorer-1", "answers.sqlite", "predictions", "config.yaml",
-    "journal.jsonl", "metrics.json", "report.html",
+    "base", "reasoner", "reasonings", "scorer-0", "scorer-1", "answers.sqlite", "predictions", "trackers",
+    "config.yaml", "journal.jsonl", "metrics.json", "report.html",
 )  # fmt: skip
 
 BALANCED_TWICE = (
@@ -484,6 +485,9 @@ class Config(Settings):
     recommend_by: Literal["macro_f1", "accuracy", "mean_recall"] = Field(
         default="macro_f1",
         description="what chooses on the dev split; ours: the papers' gain hid a collapsed rare class",
+    )
+    trackers: Annotated[tuple[TrackerName, ...], BeforeValidator(to_tuple)] = Field(
+        default=(), description="programs that are told every step of a training; changes no result"
     )
     label: Labelling | None = Field(default=None, description="how `saywhy label` labels texts that have no label")
     study: Study | None = None

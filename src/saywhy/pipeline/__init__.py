@@ -16,12 +16,13 @@ from saywhy.journal import Journal
 from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
 from saywhy.pipeline.measures import course, measured, measured_by
-from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, worked_lessons
+from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, tracked, worked_lessons
 from saywhy.pipeline.writers import merger, reckoned, writers
 from saywhy.predict import Classifier, answer, load, too_long
 from saywhy.progress import say
 from saywhy.prompts import MODES
 from saywhy.records import Prediction, RequestError, Row
+from saywhy.train.follow import refuse_missing
 from saywhy.version import versions
 
 STAGES = ("reason", "train", "evaluate", "report")
@@ -109,6 +110,7 @@ def refuse_early(config: Config, until: str = "report") -> None:
     """Refuse what no stage could do: no teacher, modes of no arm, bases that are not there."""
     if until == "reason" and not config.reasonings.teacher:
         raise RequestError("reasonings.teacher: there is none to write; give reasoner.worked_cases or name a teacher")
+    refuse_missing(config.trackers)
     named = {name: own.api for name, own in config.reasonings.named.items()} | {"api": config.reasonings.api}
     asked = {*config.reasonings.teacher, config.reasonings.merge}
     for name in sorted(named.keys() & asked):
@@ -144,7 +146,7 @@ def _reasoner(this: Run) -> Made | None:
         return None
     base, identity = base_of(this, "reasoner")
     cases = worked_lessons(config, this.data)
-    plan = reasoner.course(base, config.reasoner.train, config.seed, config.trust_remote_code)
+    plan = tracked(this, reasoner.course(base, config.reasoner.train, config.seed, config.trust_remote_code))
     inputs = {"base": identity, "cases": store.hash_of(cases), "seed": config.seed}
     return stage(
         this,
@@ -328,7 +330,7 @@ def _arm(this: Run, arm: Arm, named: tuple[str, str], lesson: Taught) -> Made:
     base, identity = named
     kept = {} if arm.arm == "label_only" else lesson.reasonings
     taught = classifier.lessons(arm.arm, lesson.rows, kept, lesson.weights)
-    plan = course(config, data.task, arm.arm, base, arm.train, lesson.rows)
+    plan = tracked(this, course(config, data.task, arm.arm, base, arm.train, lesson.rows))
     if arm.to is not None:
         other = store.read_json(this.folder / arm.to / "train.json")
         plan = classifier.matched(plan, taught, arm.match, other["steps"], other["tokens"])

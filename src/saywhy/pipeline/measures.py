@@ -13,7 +13,7 @@ from saywhy.data import Data
 from saywhy.journal import Journal
 from saywhy.lm import bind
 from saywhy.lm.load import model_of
-from saywhy.pipeline.stage import Run, base_of, stage
+from saywhy.pipeline.stage import Run, base_of, stage, tracked
 from saywhy.predict import load
 from saywhy.progress import say
 from saywhy.records import Row, Task
@@ -77,7 +77,7 @@ def measured(this: Run, job: reasonings.Job, book: Journal) -> reasonings.Measur
             "scorer",
             {"train": plan.settings.deciding(), "save": plan.save},
             {"base": identity, "task": task, "lessons": store.hash_of(taught), "seed": config.seed},
-            partial(_train_scorer, task=task, plan=plan, taught=taught, title=f"scorer-{fold}"),
+            partial(_train_scorer, task=task, plan=tracked(this, plan), taught=taught, title=f"scorer-{fold}"),
         )
         for fold, (plan, taught) in enumerate(scorer_courses(config, this.data, base, first))
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,7 +15,8 @@ from saywhy.lm.load import base_hash, make_scratch
 from saywhy.progress import say
 from saywhy.records import WorkError
 from saywhy.teachers import Writer
-from saywhy.train.folder import Lesson
+from saywhy.train.folder import Course, Lesson
+from saywhy.train.follow import Trackers
 
 Spread = Callable[[Writer], Writer]
 
@@ -69,6 +70,11 @@ def _do(work: Callable[[Path], None], folder: Path) -> None:
             f"{folder}: a file cannot be written or read ({problem}); free some space and run the same command again: "
             "what was finished before is kept"
         ) from problem
+
+
+def tracked(this: Run, plan: Course) -> Course:
+    """Let the config's trackers follow a training, into a folder of the run that is no stage's."""
+    return replace(plan, trackers=Trackers(this.config.trackers, this.config.task.name, this.folder / "trackers"))
 
 
 def base_of(this: Run, which: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from saywhy import store
 from saywhy.progress import say
 from saywhy.records import RequestError, WorkError
-from saywhy.train import optimizers
+from saywhy.train import optimizers, ranks
 from saywhy.train.state import Trained
 
 
@@ -45,11 +45,14 @@ def untied(weights: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tens
     return {name: weights[owner[tensor.data_ptr()]] for name, tensor in state.items()}
 
 
-def keep(model: Any, steppers: Sequence[Any], state: Trained, folder: Path, accelerator: Accelerator) -> None:
+def keep(
+    model: Any, moments: Mapping[str, torch.Tensor], state: Trained, folder: Path, accelerator: Accelerator
+) -> None:
     """Write a checkpoint and remove what it replaces; at every moment one whole checkpoint is on the disk.
 
     It holds the weights, what the optimizers remember and, in state.json, the step and the rows that were seen. There
-    are no random states to keep: every step seeds the generator anew, and `plan_steps` knows its rows.
+    are no random states to keep: every step seeds the generator anew, and `plan_steps` knows its rows. The first
+    process writes; `model` is whole there, and `moments` are what the optimizers of all remember.
     """
     if not accelerator.is_main_process:
         return
@@ -58,7 +61,7 @@ def keep(model: Any, steppers: Sequence[Any], state: Trained, folder: Path, acce
     try:
         partial.mkdir(parents=True)
         save(weights_of(model), partial / "weights.safetensors")
-        save(optimizers.moments(model, steppers), partial / "optimizer.safetensors")
+        save(dict(moments), partial / "optimizer.safetensors")
         store.write_json(partial / "state.json", asdict(state))
     except WorkError:
         # What is left of it would fill the disk further.
@@ -103,33 +106,48 @@ def load(model: Any, path: Path) -> None:
     model.load_state_dict(untied(load_file(path), model), strict=False)
 
 
-def resume(model: Any, steppers: Sequence[Any], folder: Path, plan: str) -> Trained | None:
+def resume(whole: Any | None, trained: Any, steppers: Sequence[Any], folder: Path, plan: str) -> Trained | None:
     """Put model and optimizers where the newest whole checkpoint left them; None where there is none.
 
     One that a dying disk cut short is passed over, which costs time and changes no result. WorkError where it belongs
     to another `plan`: a training cannot go on with other rows, nor should their work be thrown away unasked.
+    `whole` is the model with all its weights, None in a process that has none; `trained` is the one that is stepped.
     """
+    # One process looks: on a shared disk others may see a folder's list of names late.
+    name = ranks.told(lambda: _newest(folder, plan))
+    if not name:
+        return None
+    if whole is not None:
+        load(whole, folder / name / "weights.safetensors")
+    optimizers.restore(trained, steppers, load_file(folder / name / "optimizer.safetensors"))
+    state = _state(folder / name)
+    say(f"going on from step {state.steps}")
+    return state
+
+
+def _newest(folder: Path, plan: str) -> str:
+    """Name the newest checkpoint that is whole, "" where there is none."""
     for found in sorted(folder.glob("step-*"), reverse=True):
         try:
-            saved = store.read_json(found / "state.json")
-            if saved.get("plan") != plan:
+            if store.read_json(found / "state.json").get("plan") != plan:
                 raise WorkError(
                     f"{found} was made from other rows, or by another version of saywhy; remove {folder} to start anew"
                 )
-            saved["curve"] = tuple((int(step), float(loss)) for step, loss in saved["curve"])
-            state = Trained(**saved)
-            if state.best_step:
-                _refuse_short(best(folder, state))
-            weights = load_file(found / "weights.safetensors")
-            moments = load_file(found / "optimizer.safetensors")
+            state = _state(found)
+            files = [found / "weights.safetensors", found / "optimizer.safetensors"]
+            for file in [*files, *([best(folder, state)] if state.best_step else [])]:
+                _refuse_short(file)
         except (FileNotFoundError, SafetensorError, RequestError) as problem:
             say(f"{found} is damaged and passed over ({problem})")
             continue
-        model.load_state_dict(untied(weights, model), strict=False)
-        optimizers.restore(model, steppers, moments)
-        say(f"going on from step {state.steps}")
-        return state
-    return None
+        return found.name
+    return ""
+
+
+def _state(checkpoint: Path) -> Trained:
+    saved = store.read_json(checkpoint / "state.json")
+    saved["curve"] = tuple((int(step), float(loss)) for step, loss in saved["curve"])
+    return Trained(**saved)
 
 
 def _refuse_short(path: Path) -> None:

@@ -20,10 +20,11 @@ from saywhy.lm.load import config_of, context_of, model_of, tokenizer_of
 from saywhy.progress import say
 from saywhy.prompts import Part
 from saywhy.records import RequestError
-from saywhy.train import failures
+from saywhy.train import failures, ranks
+from saywhy.train.follow import Trackers, followed
 from saywhy.train.loop import finetune
 from saywhy.train.state import Trained
-from saywhy.train.steps import Example, shares_of
+from saywhy.train.steps import Example, from_tensors, shares_of, to_tensors
 
 # A reasoning may become this much longer than the longest one that was trained (design: Labels are scored).
 LIMIT = 1.5
@@ -50,7 +51,7 @@ class Course:
     `arm` is what the model is taught, or "reasoner". `longest_answer` is what stands around a reasoning in the longest
     answer, so that the room for texts leaves place for it. `class_weights` multiply the label tokens of each group.
     `on_overflow` is cut, drop or error. `shares` of the labels among the rows, where training does not keep to them.
-    `save` says what is left of an adapter: merged or adapter.
+    `save` says what is left of an adapter: merged or adapter. `trackers` are told every step.
     """
 
     arm: str
@@ -64,6 +65,7 @@ class Course:
     trust_remote_code: bool = False
     shares: tuple[tuple[str, float], ...] = ()
     save: str = "merged"
+    trackers: Trackers | None = None
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,47 @@ def train(
     shutil.rmtree(folder / DONE, ignore_errors=True)
     work.mkdir(exist_ok=True)
     score = None if dev_score is None else lambda: dev_score(lm)
-    with failures.marked(work, title, course.settings.pack_tokens):
-        trained = finetune(model, encoded.examples, course.settings, course.seed, work, title, score, dev_rows)
+    _call(course, encoded.examples, work, title, score is not None, dev_rows)
+    marked = failures.marked(work, title, course.settings.pack_tokens)
+    with ranks.lost(), followed(course.trackers, title, course.settings) as log, marked:
+        trained = finetune(model, encoded.examples, course.settings, course.seed, work, title, score, dev_rows, log)
     _write(folder, course, encoded, model, trained)
     # Under another name first: a kill in the middle must not leave half a checkpoint to go on from.
     shutil.rmtree(work.rename(folder / DONE))
+
+
+def _call(course: Course, examples: Sequence[Example], work: Path, title: str, judged: bool, dev_rows: int) -> None:
+    """Call the processes that train together with this one, where there are any, to this training."""
+    facts = {
+        "base": course.base,
+        "trust_remote_code": course.trust_remote_code,
+        "settings": course.settings.model_dump(mode="json"),
+        "seed": course.seed,
+        "work": str(work.absolute()),
+        "title": title,
+        "judged": judged,
+        "dev_rows": dev_rows,
+    }
+    with ranks.lost():
+        ranks.call(facts, to_tensors(examples))
+
+
+def help_train() -> int:
+    """Train beside the process that calls, as often as it does; give the exit code 0 once it has done its work."""
+    with ranks.lost():
+        while (called := ranks.called()) is not None:
+            _join(*called)
+    return 0
+
+
+def _join(facts: dict[str, Any], tensors: dict[str, Any]) -> None:
+    settings = Train.model_validate(facts["settings"])
+    model = model_of(facts["base"], facts["trust_remote_code"], settings.bits)
+    adapters.prepare(model, settings, facts["seed"])
+    # Only the process that called asks the dev rows.
+    score = (lambda: 0.0) if facts["judged"] else None
+    work = Path(facts["work"])
+    finetune(model, from_tensors(tensors), settings, facts["seed"], work, facts["title"], score, facts["dev_rows"])
 
 
 def _write(folder: Path, course: Course, encoded: Encoded, model: Any, trained: Trained) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saywhy.config import Train
 from saywhy.records import RequestError
+from saywhy.train.shards import gathered, like
 
 
 def make(model: Any, settings: Train) -> list[Any]:
@@ -44,10 +45,13 @@ def _matrices(model: Any) -> list[Tensor]:
 
 
 def moments(model: Any, optimizers: Sequence[Any]) -> dict[str, Tensor]:
-    """Give all that optimizers remember as named tensors: `parameter.moment`, where no two have one parameter."""
+    """Give all that optimizers remember as named tensors, `parameter.moment`: whole ones to the first process.
+
+    No two optimizers have one parameter. Where weights are divided among processes, all take part.
+    """
     names = _names(model)
     return {
-        f"{names[id(parameter)]}.{moment}": value if isinstance(value, Tensor) else torch.tensor(float(value))
+        f"{names[id(parameter)]}.{moment}": gathered(value) if isinstance(value, Tensor) else torch.tensor(float(value))
         for optimizer in optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
@@ -58,10 +62,11 @@ def moments(model: Any, optimizers: Sequence[Any]) -> dict[str, Tensor]:
 def restore(model: Any, optimizers: Sequence[Any], saved: Mapping[str, Tensor]) -> None:
     """Give optimizers back what `moments` took from them."""
     names = _names(model)
+    weights = dict(model.named_parameters())
     of: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in saved.items():
+    for key, tensor in sorted(saved.items()):
         parameter, moment = key.rsplit(".", 1)
-        of.setdefault(parameter, {})[moment] = tensor
+        of.setdefault(parameter, {})[moment] = like(tensor, weights[parameter])
     for optimizer in optimizers:
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state = {index: of[names[id(one)]] for index, one in enumerate(held) if names[id(one)] in of}

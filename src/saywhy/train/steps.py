@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
 import numpy as np
+import torch
 
 from saywhy.config import Train
 from saywhy.trees import Branch, Pack
@@ -27,6 +29,32 @@ class Example:
     id: str = ""
     group: str = ""
     label_weight: float = 0.0
+
+
+def to_tensors(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Lay examples end to end: `ids` and `weights` of all tokens, tokens a branch, (n, 3) counts, and JSON as bytes."""
+    branches = [branch for example in examples for branch in example.branches]
+    counts = [[len(example.branches), example.target_tokens, example.label_tokens] for example in examples]
+    named = json.dumps([[example.id, example.group, example.label_weight] for example in examples]).encode()
+    return {
+        "ids": torch.from_numpy(np.concatenate([branch.ids for branch in branches])),
+        "weights": torch.from_numpy(np.concatenate([branch.weights for branch in branches])),
+        "tokens": torch.tensor([len(branch.ids) for branch in branches]),
+        "examples": torch.tensor(counts),
+        "named": torch.from_numpy(np.frombuffer(named, dtype=np.uint8).copy()),
+    }
+
+
+def from_tensors(laid: Mapping[str, torch.Tensor]) -> list[Example]:
+    """Give back the examples that `to_tensors` laid end to end."""
+    ends = np.cumsum(laid["tokens"].numpy())[:-1]
+    pieces = (np.split(laid[name].numpy(), ends) for name in ("ids", "weights"))
+    branches = iter([Branch(ids, weights) for ids, weights in zip(*pieces, strict=True)])
+    named = json.loads(laid["named"].numpy().tobytes())
+    return [
+        Example(tuple(islice(branches, count)), targets, labels, *told)
+        for (count, targets, labels), told in zip(laid["examples"].tolist(), named, strict=True)
+    ]
 
 
 def plan_steps(examples: Sequence[Example], settings: Train, seed: int) -> list[list[int]]:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from saywhy import store
 from saywhy.config import Train
 from saywhy.lm.forward import FLEX, attending, attention_of
 from saywhy.lm.load import why_no_tree
 from saywhy.progress import say
-from saywhy.train import memory
+from saywhy.train import memory, ranks
+from saywhy.train.deal import Lay
 from saywhy.train.loss import Losses, autocast
 from saywhy.train.selfcheck import check_packs
 from saywhy.train.steps import Example
-from saywhy.trees import Branch, Pack, pack_alone, pack_rows, pack_trees
+from saywhy.trees import Branch, pack_alone, pack_rows, pack_trees
 
-Lay = Callable[[Sequence[Branch], int], list[Pack]]
 LAYOUTS: dict[str, Lay] = {"tree": pack_trees, "rows": pack_rows, "alone": pack_alone}
 TIMED_STEPS = 2
 # A layout that computes so many times the tokens of another is not timed, nor is a way timed twice that took so many
@@ -50,19 +49,22 @@ def choose(
     batch: Sequence[int],
     settings: Train,
     folder: Path,
-    accelerator: Accelerator,
 ) -> Way:
     """Settle once a training how it computes: what the settings leave open is timed, and packs fit into memory.
 
     The choice is written down, since a training that goes on, and every process of one, must use the same arithmetic.
     """
     path = folder / "choice.json"
-    if accelerator.is_main_process and not path.exists():
-        branches = [branch for row in batch for branch in examples[row].branches]
-        found, _ = memory.halved(partial(_measured, model, branches, settings), settings.pack_tokens, model, "training")
-        store.write_json(path, asdict(found))
-    accelerator.wait_for_everyone()
-    return Way(**store.read_json(path))
+
+    def written() -> dict[str, Any]:
+        if not path.exists():
+            branches = [branch for row in batch for branch in examples[row].branches]
+            measure = partial(_measured, model, branches, settings)
+            found, _ = memory.halved(measure, settings.pack_tokens, model, "training")
+            store.write_json(path, asdict(found))
+        return dict(store.read_json(path))
+
+    return Way(**ranks.told(written))
 
 
 def _measured(model: Any, branches: Sequence[Branch], settings: Train, pack_tokens: int) -> Way:
