@@ -233,7 +233,9 @@ def test_a_request_that_is_wrong_ends_all(alone: toy.Done, tmp_path: Path) -> No
     both = launched(tmp_path / "absent.yaml", tmp_path / "run", "ddp")
     told = [process.communicate(timeout=400) for process in both]
     assert [process.returncode for process in both] == [2, 1]
-    assert "there is no such file" in told[0][1] and told[1] == ("", "")
+    assert "there is no such file" in told[0][1]
+    # torch itself may note that the line is gone.
+    assert told[1][0] == "" and "saywhy:" not in told[1][1] and "Traceback" not in told[1][1]
 
 
 @pytest.mark.slow

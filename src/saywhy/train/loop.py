@@ -132,8 +132,8 @@ def finetune(
                 checkpoints.keep(model, moments, state, folder, accelerator)
     if state.dev is None:
         shards.collect(trained, whole)
-    elif whole is not None:
-        checkpoints.load(whole, checkpoints.best(folder, state))
+    elif accelerator.is_main_process:
+        checkpoints.load(model, checkpoints.best(folder, state))
     # Nobody may go on, and remove the folder, while another still reads it.
     accelerator.wait_for_everyone()
     return replace(state, ended="steps" if state.steps == len(batches) else "patience")
