@@ -12,6 +12,7 @@ from transformers import Gemma3TextConfig, LlamaConfig
 import tiny
 from saywhy.lm.load import random_of
 from saywhy.train import probe as room
+from saywhy.train import ways
 from saywhy.train.probe import probe
 from saywhy.train.steps import packs_tokens
 from saywhy.trees import pack_rows, pack_trees
@@ -84,6 +85,7 @@ def test_layout_and_precision_are_those_that_are_faster(monkeypatch: pytest.Monk
         return seconds[kind, losses.precision]
 
     monkeypatch.setattr(room, "_backward", backward)
+    monkeypatch.setattr(ways, "_seconds", lambda _model, _branches, way: seconds[way.layout, way.precision])
     found = probe(CONFIG, BRANCHES, settings(layout="auto", precision="auto"), room=PLENTY)
     assert found.measured == "two steps, rows bf16"
     tokens = packs_tokens(pack_trees(BRANCHES, 2048))

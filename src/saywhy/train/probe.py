@@ -13,16 +13,18 @@ from transformers import AutoModelForCausalLM
 
 from saywhy.config import Train
 from saywhy.lm import adapters
-from saywhy.lm.load import random_of, why_no_tree
+from saywhy.lm.load import random_of
 from saywhy.machine import free_bytes
 from saywhy.train import memory, optimizers
 from saywhy.train.loss import Losses
 from saywhy.train.steps import packs_tokens
-from saywhy.train.ways import LAYOUTS
+from saywhy.train.ways import LAYOUTS, fastest
 from saywhy.trees import Branch, Pack, pack_trees
 
 # A probe of two steps that would take longer is made of fewer layers and packs.
 SECONDS = 10.0
+# Layout and precision are chosen on this part of a step.
+FEW = 4
 WEIGHT_BYTES = 4
 Clock = Callable[[], float]
 
@@ -66,8 +68,8 @@ def probe(
     layers = config.get_text_config().num_hidden_layers
     parameters = _parameters(config)
     one = _made(config, 1, device, settings)
-    layout, precision = _way(one, branches, settings, clock)
-    lay = LAYOUTS[layout]
+    way = fastest(one, branches[: max(1, len(branches) // FEW)], settings, settings.pack_tokens)
+    lay, precision = LAYOUTS[way.layout], way.precision
     packs = lay(branches, settings.pack_tokens)
     first = _timed(one, packs[:1], branches, settings, lay, precision, clock)
     del one
@@ -86,7 +88,7 @@ def probe(
     tokens = packs_tokens(pack_trees(branches, settings.pack_tokens))
     peak = before + WEIGHT_BYTES * parameters + found.fixed_bytes
     peak += found.token_bytes * max(pack.ids.size for pack in packs)
-    return Probe(found.packs * scale / tokens, found.optimizer, peak, parameters, f"{measured}, {layout} {precision}")
+    return Probe(found.packs * scale / tokens, found.optimizer, peak, parameters, f"{measured}, {way}")
 
 
 def _made(config: Any, layers: int, device: str, settings: Train) -> Any:
@@ -94,27 +96,6 @@ def _made(config: Any, layers: int, device: str, settings: Train) -> Any:
     model = random_of(config, layers, device)
     adapters.prepare(model, settings.model_copy(update={"bits": None}), 0)
     return model
-
-
-def _way(model: Any, branches: Sequence[Branch], settings: Train, clock: Clock) -> tuple[str, str]:
-    """Choose layout and precision as the training will, on the first pack."""
-    layouts = ["tree", "rows"] if settings.layout == "auto" else [settings.layout]
-    if why_no_tree(model):
-        layouts = ["alone"]
-    precisions = ["float32", "bf16"] if settings.precision == "auto" else [settings.precision]
-    few = branches[: max(1, len(branches) // 4)]
-
-    def fastest(ways: Sequence[tuple[str, str]]) -> tuple[str, str]:
-        if len(ways) == 1:
-            return ways[0]
-        took = {}
-        for layout, precision in ways:
-            losses, packs = Losses(model, precision), LAYOUTS[layout](few, settings.pack_tokens)
-            took[layout, precision] = min(_backward(losses, packs, clock) for _ in range(2))
-        return min(took, key=lambda way: took[way])
-
-    layout, _ = fastest([(layout, precisions[0]) for layout in layouts])
-    return fastest([(layout, precision) for precision in precisions])
 
 
 def _timed(

@@ -68,24 +68,38 @@ def choose(
 
 
 def _measured(model: Any, branches: Sequence[Branch], settings: Train, pack_tokens: int) -> Way:
-    layouts = ["tree", "rows"] if settings.layout == "auto" else [settings.layout]
-    if reason := why_no_tree(model):
-        say(f"this model cannot read token trees ({reason}); it is trained row by row")
-        layouts = ["alone"]
-    precisions = ["float32", "bf16"] if settings.precision == "auto" else [settings.precision]
-    way = Way(layouts[0], attention_of(model), precisions[0], pack_tokens)
-    way = replace(
-        way, pack_tokens=memory.fitting(Losses(model, way.precision), LAYOUTS[way.layout], branches, pack_tokens)
-    )
-    places = {name: sum(pack.ids.size for pack in LAYOUTS[name](branches, way.pack_tokens)) for name in layouts}
+    layout, precision = _layouts(model, settings)[0], _precisions(settings)[0]
+    pack_tokens = memory.fitting(Losses(model, precision), LAYOUTS[layout], branches, pack_tokens)
+    way = fastest(model, branches, settings, pack_tokens)
+    if way.layout == "alone":
+        say(f"this model cannot read token trees ({why_no_tree(model)}); it is trained row by row")
+    if way.layout == "tree":
+        with attending(model, way.attention):
+            check_packs(model, branches, pack_tokens, lambda: autocast(model, way.precision), way.precision)
+    return way
+
+
+def fastest(model: Any, branches: Sequence[Branch], settings: Train, pack_tokens: int) -> Way:
+    """Find the fastest way to train on some branches, among those that the settings leave open."""
+    layouts, precisions = _layouts(model, settings), _precisions(settings)
+    places = {name: sum(pack.ids.size for pack in LAYOUTS[name](branches, pack_tokens)) for name in layouts}
     few = [name for name in layouts if places[name] <= HOPELESS * min(places.values())]
+    way = Way(few[0], attention_of(model), precisions[0], pack_tokens)
     way = _fastest(model, branches, [replace(way, layout=name) for name in few])
     way = _fastest(model, branches, [replace(way, precision=precision) for precision in precisions])
     if way.layout == "tree":
         way = _fastest(model, branches, [replace(way, attention=name) for name in _attentions(model)])
-        with attending(model, way.attention):
-            check_packs(model, branches, way.pack_tokens, lambda: autocast(model, way.precision), way.precision)
     return way
+
+
+def _layouts(model: Any, settings: Train) -> list[str]:
+    if why_no_tree(model):
+        return ["alone"]
+    return ["tree", "rows"] if settings.layout == "auto" else [settings.layout]
+
+
+def _precisions(settings: Train) -> list[str]:
+    return ["float32", "bf16"] if settings.precision == "auto" else [settings.precision]
 
 
 def _attentions(model: Any) -> list[str]:
@@ -117,12 +131,17 @@ def _fastest(model: Any, branches: Sequence[Branch], ways: Sequence[Way]) -> Way
 
 
 def _seconds(model: Any, branches: Sequence[Branch], way: Way) -> float:
-    """Time one step's loss and gradient."""
+    """Time one step's loss and gradient, as they are in training: layers that are computed again included."""
+    state = torch.get_rng_state()
     began = time.monotonic()
+    model.train()
     with attending(model, way.attention):
         losses = Losses(model, way.precision)
         for pack in LAYOUTS[way.layout](branches, way.pack_tokens):
             losses(pack).backward()
     if model.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.monotonic() - began
+    took = time.monotonic() - began
+    model.eval()
+    torch.set_rng_state(state)
+    return took
