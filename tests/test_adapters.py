@@ -242,7 +242,8 @@ def test_the_best_adapter_is_restored(tmp_path: Path) -> None:
         return next(scores)
 
     trained, model = run(tmp_path, settings(evaluations=2), dev=score)
-    assert trained.best_step == 4 and all(".lora_" in name for name in load_file(tmp_path / "best-00000004.safetensors"))
+    kept_weights = load_file(tmp_path / "best-00000004.safetensors")
+    assert trained.best_step == 4 and all(".lora_" in name for name in kept_weights)
     assert all(torch.equal(tensor, kept[0][name]) for name, tensor in trained_of(model).items())
 
 
