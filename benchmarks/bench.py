@@ -29,13 +29,34 @@ from saywhy.prompts import REASONER
 from saywhy.records import Row, Task, WorkedCase
 
 CACHE = Path(__file__).parent / ".cache"
+# What trained models in the cache are known by.
+QUICK_SHAPE = (384, 10, 6, 1024)
 RESULTS = Path(__file__).parent / "results"
-# Width, layers, heads, width of the feed-forward part, tokenizer: all with a head of their own, which from random
-# weights learns in a fraction of the steps that a tied one takes (LOG.md, 2026-11-20).
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama: its size, its tokenizer, and its vocabulary where that is larger than the tokenizer's.
+
+    All but Llama-3.2-1B's have a head of their own, which from random weights learns in a fraction of the steps that a
+    tied one takes (LOG.md, 2026-11-20).
+    """
+
+    width: int
+    layers: int
+    heads: int
+    inner: int
+    tokenizer: str
+    groups: int = 0
+    vocabulary: int = 0
+    tied: bool = False
+
+
 SHAPES = {
-    "1m": (128, 4, 4, 384, "stories260k"),
-    "42m": (384, 10, 6, 1024, "llama2-tokenizer-32k"),
-    "150m": (768, 14, 12, 2048, "llama2-tokenizer-32k"),
+    "1m": Shape(128, 4, 4, 384, "stories260k"),
+    "42m": Shape(384, 10, 6, 1024, "llama2-tokenizer-32k"),
+    "150m": Shape(768, 14, 12, 2048, "llama2-tokenizer-32k"),
+    "1b": Shape(2048, 16, 32, 8192, "llama2-tokenizer-32k", groups=8, vocabulary=128_256, tied=True),
 }
 EMOTIONS = {
     "sadness": "loss, regret, feeling low",
@@ -103,16 +124,17 @@ def base(size: str = "42m") -> Path:
     folder = CACHE / f"base-{size}"
     if (folder / "config.json").exists():
         return folder
-    width, layers, heads, inner, named = SHAPES[size]
-    tokenizer = AutoTokenizer.from_pretrained(folder_of("SAYWHY_MODELS") / named)
+    shape = SHAPES[size]
+    tokenizer = AutoTokenizer.from_pretrained(folder_of("SAYWHY_MODELS") / shape.tokenizer)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
+        vocab_size=shape.vocabulary or len(tokenizer),
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.groups or shape.heads,
         max_position_embeddings=2048,
-        tie_word_embeddings=False,
+        tie_word_embeddings=shape.tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -124,18 +146,17 @@ def base(size: str = "42m") -> Path:
 
 def trained(given: Workload) -> Path:
     """Train the model on a workload's own rows, once: random weights never end a text."""
-    settings = Train.model_validate(
-        {
-            "steps": given.steps,
-            "rows_per_step": given.rows_per_step,
-            "optimizer": "muon",
-            "learning_rate": 5e-3,
-            "weight_decay": 0.2,
-            "precision": "bf16",
-            "layout": "tree",
-        }
-    )
-    stamp = store.hash_of([SHAPES["42m"][:4], given.name, given.task, settings.model_dump(), len(given.train)])[:12]
+    told = {
+        "steps": given.steps,
+        "rows_per_step": given.rows_per_step,
+        "optimizer": "muon",
+        "learning_rate": 5e-3,
+        "weight_decay": 0.2,
+        "precision": "bf16",
+        "layout": "tree",
+    }
+    settings = Train.model_validate(told)
+    stamp = store.hash_of([QUICK_SHAPE, given.name, given.task, told, len(given.train)])[:12]
     folder = CACHE / f"{given.name}-{stamp}"
     if not (folder / "train.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,8 +188,16 @@ def timed(
     return seconds, found
 
 
+def finish() -> None:
+    """Wait for what a GPU is still at."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def peak_memory() -> int:
-    """Give the most memory this process ever held, in bytes."""
+    """Give the most memory this process ever held, in bytes: a GPU's where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -235,25 +264,32 @@ def generate_batch(
 
 def matmul_rate(size: str = "42m", seconds: float = 1.0) -> float:
     """Measure the best bf16 rate of the model's own matrix shapes in this process, in FLOPs a second."""
-    width, _, _, inner, _ = SHAPES[size]
+    width, inner = SHAPES[size].width, SHAPES[size].inner
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     best = 0.0
     for rows in (256, 1024, 4096):
         for a, b in ((width, inner), (inner, width), (width, width)):
-            left, right = torch.randn(rows, a, dtype=torch.bfloat16), torch.randn(a, b, dtype=torch.bfloat16)
+            left = torch.randn(rows, a, dtype=torch.bfloat16, device=device)
+            right = torch.randn(a, b, dtype=torch.bfloat16, device=device)
             left @ right
+            finish()
             count, began = 0, time.perf_counter()
             while (passed := time.perf_counter() - began) < seconds / 9:
-                left @ right
-                count += 1
+                for _ in range(16):
+                    left @ right
+                finish()
+                count += 16
             best = max(best, 2.0 * rows * a * b * count / passed)
     return best
 
 
 def parameters(size: str = "42m") -> tuple[int, int]:
     """Count the weights that every token is multiplied with, and those of the head."""
-    width, layers, _, inner, _ = SHAPES[size]
-    vocabulary = store.read_json(base(size) / "config.json")["vocab_size"]
-    return layers * (4 * width * width + 3 * width * inner), width * vocabulary
+    config = store.read_json(base(size) / "config.json")
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    keys = width * config["num_key_value_heads"] // config["num_attention_heads"]
+    layer = 2 * width * width + 2 * width * keys + 3 * width * inner
+    return config["num_hidden_layers"] * layer, width * config["vocab_size"]
 
 
 def median(values: Sequence[float]) -> float:

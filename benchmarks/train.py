@@ -1,6 +1,6 @@
 """Time training against TRL's SFTTrainer: rows a second on the same model, the same rows and the same rows a step.
 
-    SAYWHY_DATA=… SAYWHY_MODELS=… python benchmarks/train.py [--quick] [--only WORKLOAD] [--size 1m|42m|150m]
+    SAYWHY_DATA=… SAYWHY_MODELS=… python benchmarks/train.py [--quick] [--only WORKLOAD] [--size 1m|42m|150m|1b]
 
 Both sides train every weight with AdamW in float32 on float32 master weights, products in bf16 where that is faster.
 TRL is given what saywhy trains on, as tokens with -100 where nothing is trained, and runs as it is by default, with
@@ -10,7 +10,8 @@ again, so that both sides have the same rows a step however TRL packs them; each
 `matmul_share` is the products that a token tree needs, 6 FLOPs a weight and token, over the best bf16 rate of the
 model's own matrix shapes in the same process. With --processor all times are the processor's, which other work on the
 machine moves less; set OMP_NUM_THREADS=1. The last line is one JSON object. Without --quick the results are written to
-benchmarks/results/train.json.
+benchmarks/results/train.json. On a GPU `--size 1b` is the shape of Llama-3.2-1B, `matmul_share` is the model FLOPs
+utilisation against the GPU's own products, and memory is the GPU's.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ PEERS = [
 # What won the last full run, for a quick one.
 BEST = {"banking77-label": ("packing", 1024)}
 OTHERWISE = ("packing", 1024)
-# Steps before the clock: the first of saywhy's also keeps a checkpoint.
-WARM = 2
+# Steps before the clock, and on it. saywhy's first step also keeps a checkpoint, so one more of them warms up.
+WARM = 1
 TIMED = 2
 RATE = 1e-4
 
@@ -60,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one peer, few rows, one turn")
     parser.add_argument("--only", choices=WORKLOADS)
-    parser.add_argument("--size", choices=bench.SHAPES, default="42m")
+    parser.add_argument("--size", choices=bench.SHAPES, default="42m", help="1b is for a GPU")
     parser.add_argument("--processor", action="store_true", help="count processor time")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every system in a full run")
     parser.add_argument("--system", help=argparse.SUPPRESS)
@@ -162,21 +163,23 @@ def _saywhy(
 
     def stamp() -> float:
         # Worse every time, so that only the first step is kept.
+        bench.finish()
         stamps.append(clock())
         return -float(len(stamps))
 
-    steps = WARM + TIMED
+    steps = 1 + WARM + TIMED
     told = {"steps": steps, "rows_per_step": len(examples), "learning_rate": RATE, "schedule": "constant"}
     settings = Train.model_validate({**told, "warmup": 0.0, "evaluations": steps, "label_weight": "tokens"})
     model = model_of(bench.base(model_size))
     with TemporaryDirectory() as folder:
         trained = finetune(model, examples, settings, 0, Path(folder), "saywhy", stamp)
     peak = bench.peak_memory()
+    seconds = np.diff(stamps[WARM:]).tolist()
     packs = pack_trees([branch for row in examples for branch in row.branches], settings.pack_tokens)
     body, head = bench.parameters(model_size)
     sources = sum(len(np.unique(pack.source)) for pack in packs)
     return {
-        "seconds": np.diff(stamps[WARM - 1 :]).tolist(),
+        "seconds": seconds,
         "loss": trained.curve[0][1],
         "peak": peak,
         "passes": len(packs),
@@ -200,6 +203,7 @@ def _trl(
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            bench.finish()
             stamps.append(clock())
 
         def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
