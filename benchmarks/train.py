@@ -135,7 +135,7 @@ def taught(name: str, size: str, rows: int, turn: int) -> tuple[Example, ...]:
     read = {"emotion-both": "emotion-reason", "reasons-8": "emotion-reason"}.get(name, name)
     work = bench.workload(read)
     arm = "both" if name == "emotion-both" else work.arm
-    kept = _eightfold(work) if name == "reasons-8" else work.reasonings
+    kept = several(work, REASONINGS) if name == "reasons-8" else work.reasonings
     order = np.random.default_rng(0).permutation(len(work.train))[turn * rows : (turn + 1) * rows]
     some = [work.train[at] for at in order]
     settings = Train.model_validate({"label_weight": "tokens"})
@@ -143,13 +143,13 @@ def taught(name: str, size: str, rows: int, turn: int) -> tuple[Example, ...]:
     return encode(course, classifier.lessons(arm, some, kept)).examples
 
 
-def _eightfold(work: bench.Workload) -> dict[str, tuple[str, ...]]:
-    """Give every row eight reasonings: its own and those of the rows with its label that come next."""
+def several(work: bench.Workload, count: int) -> dict[str, tuple[str, ...]]:
+    """Give every row so many reasonings: its own and those of the rows with its label that come next."""
     alike: dict[str, list[str]] = {}
     for row in work.train:
         alike.setdefault(row.label or "", []).append(row.id)
     return {
-        name: tuple(work.reasonings[names[(at + k) % len(names)]][0] for k in range(REASONINGS))
+        name: tuple(work.reasonings[names[(at + k) % len(names)]][0] for k in range(count))
         for names in alike.values()
         for at, name in enumerate(names)
     }

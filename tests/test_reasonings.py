@@ -456,6 +456,12 @@ def test_kept_and_dropped_are_all_candidates(verdicts: list[list[bool]], per_row
         assert len(kept) + len(dropped) == len(drafts)
 
 
+def test_no_reasoning_is_none_even_without_checks() -> None:
+    row, drafts = ROWS[0], [Candidate(ROWS[0].id, text, "file", at) for at, text in enumerate(["", "because"])]
+    judged = judging.verdicts(TASK, row, drafts, [], 2)
+    assert [one.dropped_because for one in judged] == ["empty", ""]
+
+
 def test_the_reasoner_is_asked_in_writing_as_it_was_in_training(tmp_path: Path) -> None:
     """Worked cases of the task bring its instruction and descriptions; others are put as they are."""
     seen: list[Question] = []

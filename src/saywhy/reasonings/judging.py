@@ -13,6 +13,7 @@ from saywhy.checks import Check, Index, count_twins, first_failing, text_figures
 from saywhy.journal import Journal
 from saywhy.records import Candidate, Figures, Row, Task
 
+EMPTY = "empty"
 NOT_NEEDED = "enough_kept"
 SAME = "same_as_kept"
 MERGED = "merged"
@@ -81,10 +82,12 @@ def verdicts(
     """Keep the best `most` candidates of a row that pass every check; give the others their reason.
 
     The best have the most support, then the highest likelihood; where neither was measured, the first ones. Of two that
-    say the same one is kept.
+    say the same one is kept. No reasoning is none whatever the checks: a file or a column may lack some.
     """
     judged = [
-        one if one.dropped_because else replace(one, dropped_because=first_failing(checks, task, row, one))
+        one
+        if one.dropped_because
+        else replace(one, dropped_because=first_failing(checks, task, row, one) if one.reasoning else EMPTY)
         for one in candidates
     ]
     passed = [at for at, one in enumerate(judged) if not one.dropped_because]
