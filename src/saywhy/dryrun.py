@@ -282,9 +282,11 @@ def _show_lengths(console: Console, estimates: Sequence[Estimate]) -> None:
 def _show_costs(console: Console, config: Config, estimates: Sequence[Estimate]) -> None:
     """Print what every training takes; time and memory are those of a probe, which runs now."""
     table = Table(title=f"cost of each training ({gib(free_bytes())} of main memory are free)")
-    for column in ("model", "rows", "steps", "tokens computed", "tokens trained on", "memory", "time", "probed"):
-        table.add_column(column)
-    total = 0.0
+    # The name is what a reader looks for: in a narrow terminal other columns give way.
+    table.add_column("model", no_wrap=True)
+    for column in ("rows", "steps", "tokens computed", "trained on", "memory", "time"):
+        table.add_column(column, justify="right")
+    total, probed = 0.0, defaultdict(list)
     for estimate in estimates:
         base = config_of(estimate.course.base, config.trust_remote_code)
         found = probe(base, estimate.first, estimate.course.settings)
@@ -300,11 +302,13 @@ def _show_costs(console: Console, config: Config, estimates: Sequence[Estimate])
             f"{trained:,.0f}",
             gib(found.peak_bytes),
             _duration(seconds),
-            found.measured,
         )
+        probed[found.measured].append(estimate.name)
     if len(estimates) > 1:
-        table.add_row("together", "", "", "", "", "", _duration(total), "")
+        table.add_row("together", "", "", "", "", "", _duration(total))
     console.print(table)
+    for measured, names in probed.items():
+        console.print(f"Memory and time of {', '.join(names)}: from {measured}.")
     steps = {estimate.steps for estimate in estimates if estimate.name != "reasoner"}
     if len(steps) > 1:
         console.print("The arms differ in steps: a difference between them may be one of training length.")
