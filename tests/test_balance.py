@@ -181,7 +181,7 @@ def test_answers_carry_the_prior_into_every_figure(tmp_path: Path) -> None:
         )["arms"]["m"]["modes"]["label"]
         for one in (with_prior, replace(with_prior, prior={}))
     ]  # fmt: skip
-    assert [one["prior"] for one in documents] == [factors, None]
+    assert [one.get("prior") for one in documents] == [factors, None]
 
 
 # A training, where the truth is known: the text says nothing, so the answer is the prior.

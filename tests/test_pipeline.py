@@ -156,13 +156,15 @@ def test_the_figures_are_those_of_the_predictions(finished: toy.Done) -> None:
 
 def test_nobody_is_right_where_the_key_is_wrong(finished: toy.Done) -> None:
     """Scored on the training file, or on another one, somebody would be; who reads the texts cannot."""
+    # Not every row is explained, and those with a wrong key may not be among them.
+    asked = SYSTEMS - {"label_then_reason/explain"}
     scores = {
-        s: finished.metrics["arms"][s.split("/")[0]]["modes"][s.split("/")[1]]["test"]["accuracy"] for s in SYSTEMS
+        s: finished.metrics["arms"][s.split("/")[0]]["modes"][s.split("/")[1]]["test"]["accuracy"] for s in asked
     }
     scores["floors/linear"] = finished.metrics["floors"]["linear"]["accuracy"]
     assert max(scores.values()) >= 0.8, "nothing was learnt, so the next line says nothing"
     assert max(scores.values()) <= 1 - len(toy.WRONG_IN_TEST) / toy.TEST
-    best = answers(finished, max(SYSTEMS - {"label_then_reason/explain"}, key=lambda s: scores[s]))
+    best = answers(finished, max(asked, key=lambda s: scores[s]))
     for number in toy.WRONG_IN_TEST:
         assert best.gold[number] == lines(finished.data / "test.jsonl")[number]["label"]
 

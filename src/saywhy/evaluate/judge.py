@@ -227,12 +227,10 @@ def _arms(
         # What was asked about no dev rows has the temperature of the label that it explains.
         calibrating = dev.get(name, dev.get(f"{arm}/label"))
         of_dev, of_test, temperature = _on_both(task, calibrating, test.get(name), abstain_below)
-        arms.setdefault(arm, {"train": {}, "modes": {}})["modes"][mode] = {
-            "dev": of_dev if name in dev else None,
-            "test": of_test,
-            "temperature": temperature,
-            "prior": dict(test[name].prior if name in test else dev[name].prior) or None,
-        }
+        found = {"dev": of_dev if name in dev else None, "test": of_test, "temperature": temperature}
+        if prior := dict(test[name].prior if name in test else dev[name].prior):
+            found["prior"] = prior
+        arms.setdefault(arm, {"train": {}, "modes": {}})["modes"][mode] = found
     for arm in arms.keys() & kinds.keys():
         arms[arm]["arm"] = kinds[arm]
     return arms
