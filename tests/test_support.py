@@ -303,7 +303,7 @@ def taught(path: Path) -> tuple[Task, list[Row], dict[str, str], Course]:
     texts = [*classifier.shown(task, rows), *why.values()]
     make_scratch(path, texts, Scratch(width=64, layers=1, vocabulary=400, heads=2), 0)
     train = Train(rows_per_step=16, steps=480, learning_rate=1e-2, layout="tree", precision="float32")
-    return task, rows, why, classifier.course(task, "both", str(path), train, rows, 0, "cut", False)
+    return task, rows, why, classifier.course(task, "both", str(path), train, rows, 1, "cut", False)
 
 
 @pytest.fixture(scope="module")

@@ -259,8 +259,10 @@ def _in_parts(query: Tensor, key: Tensor, value: Tensor, parts: Parts, scale: fl
         key, value = (part.repeat_interleave(times, 1) for part in (key, value))
     if size < query.shape[-1]:
         value = torch.nn.functional.pad(value, (0, query.shape[-1] - size))
+    # In bf16 these kernels are slower, and their log-sum-exp would be joined with less precision.
+    kind = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast("cpu", enabled=False):
-        found = TwoParts.apply(query.float(), key.float(), value.float(), parts, scale)
+        found = TwoParts.apply(query.to(kind), key.to(kind), value.to(kind), parts, scale)
     return found[..., :size].transpose(1, 2).to(query.dtype)
 
 
