@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,6 +102,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
             arguments += ["--peer-size", str(size), *(["--processor"] * given.processor)]
             told = bench.child(__file__, *arguments)
             times.setdefault((who, size), []).extend(told["seconds"])
+            print(f"{name}, {named(who, size)}: {rows / bench.median(told['seconds']):.2f} rows/s", file=sys.stderr)
             last[who, size] = told
         some = sorted(some, key=lambda peer: bench.median(times[peer]))[:2]
     rate = {key: rows / bench.median(seconds) for key, seconds in times.items()}
