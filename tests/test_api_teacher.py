@@ -245,11 +245,10 @@ def test_a_consumer_that_stops_ends_it_at_once() -> None:
         began = time.monotonic()
         write.close()  # type: ignore[attr-defined]
         assert time.monotonic() - began < 5
-        asked = sum(server.asked.values())
-        assert asked <= 4
         assert not threads()
-        time.sleep(0.1)
-        assert sum(server.asked.values()) == asked
+        # What was on its way may still arrive, and nothing after it.
+        time.sleep(0.2)
+        assert sum(server.asked.values()) <= 4
         never.set()
 
 
