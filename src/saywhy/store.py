@@ -286,6 +286,39 @@ def build(folder: Path, fingerprint: str) -> Iterator[Path]:
         _exchange(partial, folder)
 
 
+def adopt(folder: Path, source: Path, fingerprint: str) -> None:
+    """Put the files of a folder that was finished with this fingerprint into another place too.
+
+    They are hard links where the system has them, and cost nothing then: files are replaced and never written into, so
+    neither place sees what becomes of the other.
+    """
+    with build(folder, fingerprint) as partial, _work_errors(partial):
+        for child in [child for child in partial.iterdir() if child.name != BEGAN]:
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+        for name in _files(source):
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            _link(source / name, partial / name)
+
+
+def adopt_file(path: Path, source: Path) -> None:
+    """Put a file that is only ever replaced into another place too, in the place of what is there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+    with _work_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _link(source, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy2(source, target)
+
+
 def _record(path: Path) -> dict[str, Any]:
     """What `stamp.json` or `began.json` says, empty where it is not there or not ours."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -38,12 +39,12 @@ from saywhy.config.settings import (
     Lora,
     Reasoner,
     Scratch,
-    Study,
     TaskConfig,
     Train,
     WorkedCases,
     label_fault,
 )
+from saywhy.config.study import Combination, Study, combinations
 from saywhy.config.written import KeyPath, Places, dotted
 from saywhy.records import RequestError
 
@@ -55,6 +56,7 @@ __all__ = [
     "TEACHERS",
     "Api",
     "Arm",
+    "Cell",
     "Classifier",
     "Config",
     "DataConfig",
@@ -81,6 +83,7 @@ __all__ = [
     "dump",
     "label_fault",
     "load",
+    "load_study",
     "locate",
     "near_names",
     "needed_base",
@@ -117,21 +120,67 @@ def parse(text: str, where: Path, sets: Sequence[str] = ()) -> Config:
 
     Paths come out absolute, bases and learning rates filled in, arms as `Arm` with all of their training settings.
     """
+    raw, places = _read(text, where, sets)
+    folder = where.parent.resolve()
+    config = _build(raw, places, folder)
+    if config.study is not None:
+        alone = {key: value for key, value in raw.items() if key != "study"}
+        for path, key, value in _varied(config.study):
+            source = f"{_place(path, places)}: {dotted(path)}"
+            _build(written.put(alone, tuple(key.split(".")), value, source), {(): source}, folder)
+    return config
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: the part of the study it belongs to, what its tables call it by, and its config."""
+
+    part: str
+    values: Mapping[str, Any]
+    config: Config
+
+
+def load_study(path: Path, sets: Sequence[str] = ()) -> tuple[Config, list[Cell]]:
+    """Read a config with a study and give every cell of it, each with a config of its own.
+
+    Raises RequestError where the file has no study, or a combination of its values is none that could run.
+    """
+    config = load(path, sets)
+    if config.study is None:
+        raise RequestError(f"{path}: study: there is none; write one, such as study: {{grid: {{seed: [0, 1, 2]}}}}")
+    raw, _ = _read(path.read_text(encoding="utf-8-sig"), path, sets)
+    alone = {key: value for key, value in raw.items() if key != "study"}
+    return config, [_cell(alone, one, path.parent.resolve()) for one in combinations(config.study)]
+
+
+def _cell(alone: dict[str, Any], one: Combination, folder: Path) -> Cell:
+    named = ", ".join(f"{key}={value}" for key, value in one.values.items())
+    source = f"study.parts.{one.part}: {named}"
+    raw = alone
+    for key, value in one.sets.items():
+        raw = written.put(raw, tuple(key.split(".")), value, source)
+    return Cell(one.part, one.values, _build(raw, {(): source}, folder))
+
+
+def _varied(study: Study) -> Iterator[tuple[KeyPath, str, Any]]:
+    """Give every value that a study names: where it stands, the key that it is for, and the value."""
+    for key, values in study.grid.items():
+        yield from ((("study", "grid", key, at), key, value) for at, value in enumerate(values))
+    for name, part in study.parts.items():
+        for key, given in part.items():
+            path = ("study", "parts", name, key)
+            if isinstance(given, list):
+                yield from (((*path, at), key, value) for at, value in enumerate(given))
+
+
+def _read(text: str, where: Path, sets: Sequence[str]) -> tuple[dict[str, Any], Places]:
+    """Read the plain values of a config, with what `--set` replaces."""
     raw, places = written.read(text, str(where))
     if not isinstance(raw, dict):
         raise RequestError(f"{where}: a config is a mapping of task, data and more; `saywhy init` writes one")
     for item in sets:
         raw = written.set_one(raw, places, item)
-    folder = where.parent.resolve()
-    config = _build(raw, places, folder)
-    if config.study is not None:
-        alone = {key: value for key, value in raw.items() if key != "study"}
-        for key, values in config.study.grid.items():
-            for i, value in enumerate(values):
-                source = f"{_place(('study', 'grid', key, i), places)}: study.grid.{key}[{i}]"
-                changed = written.put(alone, tuple(key.split(".")), value, source)
-                _build(changed, {(): source}, folder)
-    return config
+    return raw, places
 
 
 def dump(config: Config) -> str:

@@ -19,6 +19,7 @@ from pydantic import (
 from saywhy.config.basis import Items, Settings, Words, did_you_mean, to_tuple
 from saywhy.config.labelling import Labelling
 from saywhy.config.reasonings import Reasonings
+from saywhy.config.study import Study
 
 ArmName = Literal["label_only", "reason_then_label", "label_then_reason", "both"]
 ModeName = Literal["label", "reason", "explain", "vote", "ensemble", "adaptive"]
@@ -454,19 +455,6 @@ class Evaluate(Settings):
         le=1,
         description="the least probability of a label that is answered with; kept for predict; null: answer every row",
     )
-
-
-class Study(Settings):
-    """Settings to vary, in all combinations."""
-
-    grid: dict[str, Items[Any]] = Field(description="a key that --set knows to its values")
-
-    @field_validator("grid")
-    @classmethod
-    def _check_grid(cls, grid: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-        if not grid or not all(grid.values()):
-            raise ValueError("should hold at least one key, each with a list of values")
-        return grid
 
 
 class Config(Settings):

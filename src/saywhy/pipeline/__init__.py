@@ -16,7 +16,7 @@ from saywhy.journal import Journal
 from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
 from saywhy.pipeline.measures import course, measured, measured_by
-from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, tracked, worked_lessons
+from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, keep, stage, tracked, worked_lessons
 from saywhy.pipeline.writers import merger, reckoned, writers
 from saywhy.predict import Classifier, answer, load, too_long
 from saywhy.progress import say
@@ -40,13 +40,15 @@ def run(
     until: str = "report",
     resume: str = "if_possible",
     spread: Spread = here,
+    beside: Path | None = None,
 ) -> Path:
     """Do the whole method, or the stages up to `until`, and leave the run in `folder`; give the last stage's file.
 
     A stage whose stamp matches is not repeated. `more_checks` stand beside the checks that the config names. `resume`
     says what becomes of the answers that teachers gave before: if_possible uses them, always wants some and asks again
-    where a teacher failed, never begins anew. `spread` may let teachers write on several machines. What the request
-    lacks is said before anything is written.
+    where a teacher failed, never begins anew. `spread` may let teachers write on several machines. `beside` is a folder
+    of runs: a stage that one of them finished from the same settings and inputs is taken over. What the request lacks
+    is said before anything is written.
     """
     _refuse_resume(folder, resume)
     arms = _taught(config)
@@ -55,7 +57,7 @@ def run(
     with store.open_run(folder):
         _set_aside(folder, resume)
         store.write_text(folder / "config.yaml", dump(config))
-        this = Run(config, folder, data, tuple(more_checks), spread)
+        this = Run(config, folder, data, tuple(more_checks), spread, beside)
         # 1 a reasoner learns from worked cases to lead from a question to its answer
         explainer = _reasoner(this)
         # 2 it writes reasonings for the training rows, which are checked and kept or dropped
@@ -459,13 +461,12 @@ def _answers(
 ) -> evaluate.Answers:
     """Let a model folder, as written and loaded again, answer a split; answers whose stamp matches stand."""
     name = f"{made.folder.name}-{mode}-{split}"
-    path = this.folder / "predictions" / f"{name}.parquet"
     asked = this.config.evaluate
     settings = {"mode": mode, "prune": asked.prune, "fitted": fitted if mode == "adaptive" else {}}
     stamp = store.fingerprint("predictions", settings, {"model": made.stamp, "rows": fingerprint(rows)})
-    if store.table_stamp(path) != stamp:
+
+    def write(path: Path) -> None:
         model = opened(made.folder)
-        path.parent.mkdir(exist_ok=True)
         facts = {"cut": too_long(model, rows), "prior": dict(model.prior)}
 
         def ask(some: Sequence[Row]) -> list[Prediction]:
@@ -473,4 +474,6 @@ def _answers(
 
         evaluate.answer(ask, rows, path, this.data.task, stamp, facts)
         store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "done"})
+
+    path = keep(this, f"predictions/{name}.parquet", lambda one: store.table_stamp(one) == stamp, write)
     return evaluate.load_answers(path, this.data.task)

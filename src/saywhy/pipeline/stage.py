@@ -30,7 +30,8 @@ def here(writer: Writer) -> Writer:
 class Run:
     """What every stage is given: the config, the run's folder, the data, and checks beside those of the config.
 
-    `spread` may let a teacher write on several machines.
+    `spread` may let a teacher write on several machines. `beside` holds other runs whose finished work is taken over
+    where it is the same.
     """
 
     config: Config
@@ -38,6 +39,7 @@ class Run:
     data: Data
     checks: tuple[checks.Check, ...]
     spread: Spread
+    beside: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,35 @@ def stage(this: Run, name: str, kind: str, settings: object, inputs: object, wor
     folder, stamp = this.folder / name, store.fingerprint(kind, settings, inputs)
     if store.is_done(folder, stamp):
         say(f"{name}: done before, not repeated")
+    elif (same := _beside(this, name, lambda other: store.is_done(other, stamp))) is not None:
+        store.adopt(folder, same, stamp)
+        say(f"{name}: the same as in {same.parent.name}, not repeated")
     else:
         store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "begun"})
         with store.build(folder, stamp) as partial:
             _do(work, partial)
         store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "done"})
     return Made(folder, stamp)
+
+
+def keep(this: Run, name: str, same: Callable[[Path], bool], write: Callable[[Path], None]) -> Path:
+    """Have a file of the run written, unless it stands there as it should be or in another run beside this one."""
+    path = this.folder / name
+    if same(path):
+        return path
+    if (other := _beside(this, name, same)) is not None:
+        store.adopt_file(path, other)
+    else:
+        write(path)
+    return path
+
+
+def _beside(this: Run, name: str, same: Callable[[Path], bool]) -> Path | None:
+    """Find what another run has under a name, where that is the same; None where no run has it."""
+    if this.beside is None:
+        return None
+    found = sorted(this.beside.glob(f"*/{name}"))
+    return next((path for path in found if path != this.folder / name and same(path)), None)
 
 
 def _do(work: Callable[[Path], None], folder: Path) -> None:
