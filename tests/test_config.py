@@ -268,7 +268,7 @@ def test_the_teacher_is_the_reasoner_where_there_are_worked_cases() -> None:
         ("reasonings.replace=shufle", "reasonings.replace: should be one of none, shuffle, bag_corpus"),
         ("evaluate.abstain_below=70", "evaluate.abstain_below: should be less than or equal to 1, not 70"),
         ("seed=-1", "seed: should be greater than or equal to 0, not -1"),
-        ("study.grid={}", "study.grid: should hold at least one key"),
+        ("study.grid={}", "study: should hold a grid or parts"),
         ("study.grid={seed: []}", "study.grid: should hold at least one key"),
         ("study.grid={seed: 3}", "study.grid.seed: should be a list, not 3"),
         ("study.grid={data.rowz: [3]}", "study.grid.data.rowz[0]: data.rowz: unknown key; did you mean 'rows'?"),

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from saywhy.config import commented_example, load
+from saywhy.config import commented_example, load, load_study
 from saywhy.records import Prediction, RequestError, WorkError
 from saywhy.version import VERSION
 
@@ -160,6 +160,39 @@ def report(folder: Annotated[Path, typer.Argument(help="a finished run", show_de
     from saywhy import report as drawn
 
     _finish(drawn.write(folder))
+
+
+@app.command()
+def study(config: ConfigFile, output: Folder = None, sets: Sets = None) -> None:
+    """Do the grid of the config's study, every cell a run, and write one report of them all.
+
+    Stages that are the same in two cells are done once. Stopped or killed, the same command goes on.
+    """
+    settings, cells = load_study(config, sets or ())
+    _quiet()
+    from saywhy.study.run import run as run_study
+
+    folder = output or Path("runs") / f"{settings.task.name}-study"
+    path = run_study(settings, cells, folder, _command("study", [config], sets, output))
+    _finish_study(path.parent / "study.json", path)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="finished runs", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the page to write")] = Path("compare.html"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file at --output")] = False,
+) -> None:
+    """Set finished runs side by side, from their saved predictions alone.
+
+    Runs that differ in their seed alone count as one.
+    """
+    from saywhy.study.compare import compare as compare_runs
+
+    if output.exists() and not overwrite:
+        raise RequestError(f"{output}: there is a file already; name another with -o, or add --overwrite")
+    document, path = compare_runs(folders, output, _command("compare", folders, None, None))
+    _finish_study(document, path)
 
 
 @app.command()
@@ -336,6 +369,12 @@ def doctor() -> None:
     for name, value in room.findings():
         table.add_row(name, value)
     Console().print(table)
+
+
+def _command(verb: str, places: Sequence[Path], sets: Sequence[str] | None, output: Path | None) -> str:
+    """Write a command as it was given, for the page that it makes."""
+    words = ["saywhy", verb, *map(str, places), *(f"--set {one}" for one in sets or ())]
+    return " ".join([*words, f"-o {output}"] if output else words)
 
 
 def _budget(keep: float | None, tokens_per_row: float | None) -> list[str]:

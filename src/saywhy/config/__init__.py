@@ -77,6 +77,7 @@ __all__ = [
     "TaskConfig",
     "Train",
     "WorkedCases",
+    "combinations",
     "commented_example",
     "default_rate",
     "did_you_mean",

@@ -33,7 +33,7 @@ class Study(Settings):
     @classmethod
     def _check_grid(cls, grid: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
         if not all(grid.values()):
-            raise ValueError("should hold keys, each with a list of values")
+            raise ValueError("should hold at least one key, each with a list of values")
         return grid
 
     @field_validator("parts")
@@ -50,7 +50,7 @@ class Study(Settings):
     @model_validator(mode="after")
     def _check(self) -> Study:
         if not self.grid and not self.parts:
-            raise ValueError("should hold grid or parts")
+            raise ValueError("should hold a grid or parts: keys, each with a list of values")
         for name, part in self.parts.items():
             if twice := sorted(part.keys() & self.grid.keys()):
                 raise ValueError(f"parts.{name}: {twice[0]} stands in grid too, so that every part has it")

@@ -1,0 +1,66 @@
+"""`saywhy compare`: finished runs side by side, from what they saved alone; no model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from saywhy import report, store
+from saywhy.config import Config, dump, load
+from saywhy.records import RequestError
+from saywhy.study.cells import CellRun, Part, Plan, Setting
+from saywhy.study.gather import Finished, finished, gather
+
+PART = "runs"
+
+
+def compare(folders: Sequence[Path], output: Path, command: str) -> Path:
+    """Write one page about finished runs; those whose settings differ in nothing but the seed count as one setting.
+
+    Systems are held against each other where they answered the same rows. Raises RequestError for a folder that is no
+    finished run, and where runs are of different tasks.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise RequestError("compare: a folder is named twice; name each run once")
+    runs = [_read(folder) for folder in folders]
+    _refuse_other_tasks(runs)
+    groups: dict[str, list[Finished]] = {}
+    for folder, run in zip(folders, runs, strict=True):
+        told = _config(folder)
+        groups.setdefault(dump(told.model_copy(update={"seed": 0})), []).append(run)
+    settings = tuple(_setting(some) for some in groups.values())
+    part = Part(PART, ("run",), tuple(range(len(settings))), tuple(one.values for one in settings))
+    document = gather(Plan(settings, (part,)), output.parent, "compare", runs[0].task.name, command)
+    store.write_text(output, report.render_study(document, report.study_predictions(document, output.parent)))
+    return output
+
+
+def _read(folder: Path) -> Finished:
+    if not (folder / "metrics.json").exists():
+        raise RequestError(f"{folder}: no finished run (metrics.json is missing); name the folder that `saywhy run` wrote")
+    return finished(folder)
+
+
+def _config(folder: Path) -> Config:
+    return load(folder / "config.yaml")
+
+
+def _refuse_other_tasks(runs: Sequence[Finished]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        if run.task.labels != first.task.labels:
+            ours, theirs = (", ".join(one.task.labels[:8]) or "choices of each row" for one in (first, run))
+            raise RequestError(
+                f"{run.folder}: its labels are {theirs}, those of {first.folder} are {ours}; compare runs of one task"
+            )
+
+
+def _setting(runs: Sequence[Finished]) -> Setting:
+    name = " + ".join(run.folder.name for run in runs)
+    seeds = [run.seed for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise RequestError(
+            f"{runs[0].folder}: {runs[1].folder} has the same settings and the same seed; name one of them"
+        )
+    config = _config(runs[0].folder)
+    return Setting(name, {"run": name}, tuple(CellRun(run.seed, config, run.folder) for run in runs))

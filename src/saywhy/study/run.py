@@ -1,0 +1,58 @@
+"""`saywhy study`: every cell of a config's study as a run of its own, and one report of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from saywhy import pipeline, report, store
+from saywhy.config import Cell, Config, dump
+from saywhy.progress import say
+from saywhy.records import WorkError
+from saywhy.study.cells import CellRun, Plan, plan
+from saywhy.study.gather import gather
+
+CELLS = "cells"
+
+
+def run(config: Config, cells: Sequence[Cell], folder: Path, command: str) -> Path:
+    """Do every cell below `folder`, each a run like any other, and give the report of them all.
+
+    A stage that is the same in two cells is done once: the second takes over what the first has finished. A cell that
+    fails is named in the report and does not end the study. Raises WorkError where no cell could be finished.
+    """
+    for cell in cells:
+        pipeline.refuse_early(cell.config)
+    with store.open_run(folder):
+        store.write_text(folder / "config.yaml", dump(config))
+        planned = plan(cells, folder / CELLS)
+        done = _done(planned, folder)
+        document = gather(done, folder, "study", config.task.name, command)
+        store.write_json(folder / "study.json", document)
+        path = report.write_study(folder)
+    failed = [one for one in done.runs if one.why]
+    if len(failed) == len(done.runs):
+        raise WorkError(f"{folder}: no cell could be finished; the first one: {failed[0].why}")
+    for one in failed:
+        say(f"failed: {one.folder.name}: {one.why}")
+    return path
+
+
+def _done(planned: Plan, folder: Path) -> Plan:
+    """Do every run of a plan; those that fail say why."""
+    total, made = len(planned.runs), dict[Path, CellRun]()
+    say(f"{total} runs of {len(planned.settings)} settings in {len(planned.parts)} parts")
+    for number, one in enumerate(planned.runs, start=1):
+        say(f"run {number} of {total}: {one.folder.name}")
+        try:
+            pipeline.run(one.config, one.folder, beside=folder / CELLS)
+        except WorkError as problem:
+            say(f"failed: {problem}")
+            made[one.folder] = replace(one, why=str(problem))
+        else:
+            made[one.folder] = one
+    settings = tuple(
+        replace(setting, runs=tuple(made[one.folder] for one in setting.runs)) for setting in planned.settings
+    )
+    return replace(planned, settings=settings)
