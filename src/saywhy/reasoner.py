@@ -31,12 +31,12 @@ cases to write the reasoning between them. It cannot predict a label, and `saywh
 CUE_TOKENS = 16
 
 
-def lessons(task: Task, cases: Sequence[WorkedCase], of_this_task: bool) -> list[Lesson]:
+def lessons(task: Task, cases: Sequence[WorkedCase]) -> list[Lesson]:
     """Put worked cases in the one prompt of the reasoner; cases of this task are asked with its instruction."""
     made = []
     for number, case in enumerate(cases):
         question, answer = case.question, case.answer
-        if of_this_task:
+        if case.of_this_task:
             question, answer = reasoner_question(task, question), described(task, answer)
         pieces = reasoner_pieces(question, answer)
         made.append(Lesson(f"case-{number}", pieces, (target(REASONER, "", case.reasoning),)))
