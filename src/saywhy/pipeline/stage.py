@@ -107,4 +107,4 @@ def scratch_texts(config: Config, data: Data) -> list[str]:
 
 def worked_lessons(config: Config, data: Data) -> list[Lesson]:
     """Give the worked cases as lessons, none where the config has none."""
-    return reasoner.lessons(data.task, data.worked_cases)
+    return reasoner.lessons(data.task, data.worked_cases, config.reasonings.label_shown)
