@@ -161,9 +161,9 @@ def trained(given: Workload) -> Path:
     if not (folder / "train.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         if given.arm == REASONER:
-            cases = [WorkedCase(row.text, row.label or "", given.reasonings[row.id][0]) for row in given.train]
+            cases = [WorkedCase(row.text, row.label or "", given.reasonings[row.id][0], True) for row in given.train]
             course = reasoner.course(str(base()), settings, 0, False)
-            reasoner.train(folder, course, reasoner.lessons(given.task, cases, True))
+            reasoner.train(folder, course, reasoner.lessons(given.task, cases))
             return folder
         arm = Arm(name=given.arm, arm=given.arm, train=settings)  # type: ignore[arg-type]
         plan = classifier.course(given.task, given.arm, str(base()), settings, given.train, 0, "cut", False)

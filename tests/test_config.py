@@ -173,6 +173,29 @@ def test_the_learning_rate_follows_the_base_of_its_stage(base: str, own: str | N
     assert parse(SMALL, *sets, "classifier.train.learning_rate=null").classifier.train.learning_rate == rate
 
 
+def test_worked_cases_are_one_source_or_a_list_of_them() -> None:
+    one = parse(SMALL, "reasoner.worked_cases.data=w.csv")
+    assert [source.data for source in one.reasoner.sources] == ["/somewhere/w.csv"]
+    listed = SMALL + "reasoner:\n  worked_cases:\n    - {data: w.csv}\n    - data: o.csv\n      of_this_task: true\n"
+    both = parse(listed)
+    assert [(source.data, source.of_this_task) for source in both.reasoner.sources] == [
+        ("/somewhere/w.csv", False), ("/somewhere/o.csv", True),
+    ]  # fmt: skip
+    assert both.reasonings.teacher == ("reasoner",) and parse(SMALL).reasoner.sources == ()
+    for made in (one, both):
+        again = config.parse(config.dump(made), Path("/elsewhere/config.yaml"))
+        assert again == made and type(again.reasoner.worked_cases) is type(made.reasoner.worked_cases)
+    few = config.parse(config.dump(one), Path("/elsewhere/config.yaml"), ["reasoner.worked_cases.rows=9"])
+    assert few.reasoner.sources[0].rows == 9
+    place = "config.yaml, line 6: reasoner.worked_cases[1]"
+    assert refusal(listed.replace("of_this_task: true", "of_this_tsk: true")).startswith(
+        "config.yaml, line 7: reasoner.worked_cases[1].of_this_tsk: unknown key; did you mean 'of_this_task'?"
+    )
+    assert refusal(listed.replace("data: o.csv", "rows: 4")) == f"{place}.data: is missing"
+    assert refusal(SMALL, "reasoner.worked_cases=[]").endswith("name a source, or null for none")
+    assert "should be a mapping of data, question" in refusal(SMALL, "reasoner.worked_cases=w.csv")
+
+
 def test_scratch_is_short_for_its_sizes() -> None:
     size = parse(SMALL, "base=scratch").classifier.base
     assert isinstance(size, config.FromScratch)

@@ -577,6 +577,27 @@ def test_worked_cases_fit_by_configuration(folder: Path) -> None:
     assert message in refusal(folder, "reasoner.worked_cases.data=cases.jsonl")
 
 
+def test_general_cases_and_those_of_the_task_stand_together(folder: Path) -> None:
+    cases = [{"question": f"what is {i}", "answer": f"{i}", "reasoning": f"because {i}"} for i in range(9)]
+    write(folder / "general.jsonl", cases)
+    own = [{"text": f"row {i}", "label": "good", "why": f"own {i}"} for i in range(4)]
+    write(folder / "own.jsonl", [*own, {"text": "row 5", "label": "bad", "why": " "}])
+    both = (
+        "reasoner.worked_cases=[{data: general.jsonl, rows: 3}, "
+        "{data: own.jsonl, question: text, answer: label, reasoning: why, of_this_task: true}]"
+    )
+    found = read(folder, both)
+    assert [case.of_this_task for case in found.worked_cases] == [False] * 3 + [True] * 4
+    assert found.worked_cases[-1] == WorkedCase("row 3", "good", "own 3", of_this_task=True)
+    assert found.worked_cases[:3] == read(folder, "reasoner.worked_cases={data: general.jsonl, rows: 3}").worked_cases
+    left = "1 worked cases of reasoner.worked_cases[1] with an empty question, answer or reasoning were left out."
+    assert left in found.audit["notes"]
+    assert "reasoner.worked_cases[1].rows: 9 is more than the 4" in refusal(
+        folder, both, "reasoner.worked_cases.1.rows=9"
+    )
+    assert "worked_cases[0].answer: " in refusal(folder, both, "reasoner.worked_cases.0.answer={}")
+
+
 def test_reasonings_come_from_a_column_of_train(folder: Path) -> None:
     write(folder / "train.jsonl", [{**row, "why": f"why {i}" if i % 2 else None} for i, row in enumerate(moods(20))])
     found = read(folder, "reasonings.teacher=column", "reasonings.column=why", "data.rows=8")

@@ -470,12 +470,14 @@ def test_the_reasoner_is_asked_in_writing_as_it_was_in_training(tmp_path: Path) 
         seen.append(q)
         return Draft("x")
 
-    case = WorkedCase("text 0", "a", "because")
-    (taught,) = lessons(TASK, [case], of_this_task=True)
+    case = WorkedCase("text 0", "a", "because", of_this_task=True)
+    general = replace(case, of_this_task=False)
+    taught, beside = lessons(TASK, [case, general])
     write(tmp_path, [writer("w", note)], rows=ROWS[:1], candidates=1)
     assert seen[0].pieces == taught.pieces
     assert "".join(taught.pieces) == "Question: Which one?\ntext 0\nAnswer: a: the first"
-    (plain,) = lessons(TASK, [case], of_this_task=False)
+    (plain,) = lessons(TASK, [general])
+    assert beside.pieces == plain.pieces and [taught.id, beside.id] == ["case-0", "case-1"]
     assert "".join(plain.pieces) == "Question: text 0\nAnswer: a"
 
 

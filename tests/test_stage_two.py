@@ -11,7 +11,9 @@ import pytest
 
 import toy
 from faulty import Act, completion, serving
-from saywhy import cli, journal, pipeline, reasonings, store
+from saywhy import cli, journal, pipeline, prompts, reasonings, store
+from saywhy.data import read
+from saywhy.pipeline.stage import worked_lessons
 from saywhy.records import Candidate, RequestError, Row, Task
 from test_pipeline import events, trained_on
 
@@ -186,3 +188,50 @@ def test_a_server_writes_in_a_run_and_its_key_stands_nowhere(
     for path in (tmp_path / "run").rglob("*"):
         assert not path.is_file() or b"sk-very-secret" not in path.read_bytes()
     assert "sk-very-secret" not in said.err + said.out + shown
+
+
+def test_a_reasoner_that_is_not_shown_the_label_learns_and_writes_without_it(
+    quick_run: toy.Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(quick_run.folder, run)
+    before, asked = events(run), answers(run)["reasoner"]["attempts"]
+    blind = toy.load(quick_run.data, **toy.with_reasoner(reasonings__label_shown=False))
+    assert all("Answer:" not in "".join(lesson.pieces) for lesson in worked_lessons(blind, read(blind)))
+    pipeline.run(blind, run, until="reason")
+    assert events(run) - before == Counter({"base": 1, "reasoner": 1, "reasonings": 1})
+    assert answers(run)["reasoner"]["attempts"] > asked
+    prompt = store.read_json(run / "reasoner" / "prompt.json")
+    assert prompts.BLIND_INSTRUCTION in prompt["before"] and prompt["conditional_on_gold_label"] is False
+    assert "without its answer" in (run / "reasoner" / "README.md").read_text("utf-8")
+    written = toy.write_config(tmp_path / "run", **toy.with_reasoner(reasonings__label_shown=False))
+    places = [f"data.{name}={quick_run.data / name}.jsonl" for name in ("train", "dev", "test")]
+    places += [f"reasoner.worked_cases.data={quick_run.data / 'worked.jsonl'}"]
+    assert cli.main(["check", str(written), *(word for place in places for word in ("--set", place))]) == 0
+    shown = capsys.readouterr().out
+    assert f"reasoner: {prompts.BLIND_INSTRUCTION}" in shown and "Answer:" not in shown
+
+
+def test_no_teacher_is_told_the_label_where_it_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    data = toy.write_data(tmp_path / "data")
+    toy.write_lines(data / "train.jsonl", toy.records()["train"][:8])
+
+    def answer(body: dict[str, Any], times: int) -> Act:
+        return Act(completion("It is heard by the lake."))
+
+    with serving(answer) as server:
+        own = {"base_url": server.url, "model": "own"}
+        changes = toy.quick(
+            reasonings__teacher=["api", "own"], reasonings__merge="own", reasonings__candidates=1,
+            reasonings__api={"base_url": server.url, "model": "m"}, reasonings__named={"own": {"api": own}},
+        )  # fmt: skip
+        for shown in (False, True):
+            server.bodies.clear()
+            config = toy.load(data, **changes, reasonings__label_shown=shown)
+            pipeline.run(config, tmp_path / "run", until="reason")
+            told = [tuple(message["content"] for message in body["messages"]) for body in server.bodies]
+            merging, writing = prompts.merge_instruction(shown), prompts.reasoner_instruction(shown)
+            assert Counter(system for system, _ in told) == Counter({writing: 16, merging: 8})
+            assert all(("\nAnswer: " in question) is shown for _, question in told)
+            assert all(("\nExplanation 2: " in question) is (system == merging) for system, question in told)

@@ -29,9 +29,10 @@ from saywhy.pipeline.stage import scratch_texts, worked_lessons
 from saywhy.pipeline.writers import api_of, reckoned
 from saywhy.prompts import (
     MERGE_INSTRUCTION,
-    REASONER_INSTRUCTION,
     labelling_instruction,
+    merge_instruction,
     merged_question,
+    reasoner_instruction,
     row_pieces,
     row_question,
 )
@@ -122,7 +123,8 @@ def _estimates(config: Config, data: Data, folder: Path) -> list[Estimate]:
     found = []
     if "reasoner" in config.reasonings.teacher:
         base = _base(config, data, folder, "reasoner")
-        plan = reasoner.course(base, config.reasoner.train, config.seed, config.trust_remote_code)
+        shown = config.reasonings.label_shown
+        plan = reasoner.course(base, config.reasoner.train, config.seed, config.trust_remote_code, shown)
         found.append(_estimate("reasoner", plan, worked_lessons(config, data), ""))
     kept, source = _expected(config, data)
     kind = config.reasonings.replace
@@ -245,11 +247,11 @@ def _show_teachers(console: Console, config: Config, data: Data) -> None:
     if not asked or not data.train:
         return
     console.rule("what the teachers are asked of the first row")
-    pieces = row_question(data.task, data.train[0])
-    shown = [(name, REASONER_INSTRUCTION, pieces) for name in asked]
+    pieces = row_question(data.task, data.train[0], settings.label_shown)
+    shown = [(name, reasoner_instruction(settings.label_shown), pieces) for name in asked]
     if settings.merge:
-        merged = merged_question(data.task, data.train[0], SOURCES)
-        shown.append((f"{settings.merge}, merging", MERGE_INSTRUCTION, merged))
+        merged = merged_question(data.task, data.train[0], SOURCES, settings.label_shown)
+        shown.append((f"{settings.merge}, merging", merge_instruction(settings.label_shown), merged))
     for name, instruction, seen in shown:
         console.print(Text(f"{name}: {instruction}", style="dim"))
         console.print(_shortened("".join(seen)))

@@ -12,6 +12,12 @@ MERGE_INSTRUCTION = (
     "Several people explained how the question leads to its answer. Make one short paragraph of their explanations: "
     "keep what they agree on and what the question bears out, and leave out the rest."
 )
+# The control that is not shown the answer (`reasonings.label_shown: false`).
+BLIND_INSTRUCTION = "Explain in one short paragraph what answers the question."
+BLIND_MERGE_INSTRUCTION = (
+    "Several people explained what answers the question. Make one short paragraph of their explanations: keep what "
+    "they agree on and what the question bears out, and leave out the rest."
+)
 
 # How a teacher is asked to label: by each prompt's arm, in whose order reasoning and label are wanted.
 LABELLING_PROMPTS: dict[str, str] = {
@@ -93,25 +99,42 @@ def row_pieces(row: Row) -> tuple[str, ...]:
     return (*pieces[:-1], pieces[-1] + listed)
 
 
-def reasoner_pieces(question: str, answer: str) -> tuple[str, ...]:
-    """Give what the reasoner sees, in training and in writing alike: a question and its known answer."""
-    return ("Question: ", question, "\nAnswer: ", answer, "")
+def reasoner_instruction(label_shown: bool) -> str:
+    """Say what whoever writes reasonings is asked to do."""
+    return REASONER_INSTRUCTION if label_shown else BLIND_INSTRUCTION
 
 
-def merge_pieces(question: str, answer: str, reasonings: Sequence[str]) -> tuple[str, ...]:
+def merge_instruction(label_shown: bool) -> str:
+    """Say what whoever makes one reasoning of several is asked to do."""
+    return MERGE_INSTRUCTION if label_shown else BLIND_MERGE_INSTRUCTION
+
+
+def reasoner_pieces(question: str, answer: str | None) -> tuple[str, ...]:
+    """Give what the reasoner sees, in training and in writing alike: a question and its known answer.
+
+    None for the answer is the control that is not shown it.
+    """
+    return ("Question: ", question, *(() if answer is None else ("\nAnswer: ", answer)), "")
+
+
+def merge_pieces(question: str, answer: str | None, reasonings: Sequence[str]) -> tuple[str, ...]:
     """Give what a teacher sees that makes one reasoning of several: the question, its answer and each explanation."""
     told = [piece for number, one in enumerate(reasonings, start=1) for piece in (f"\nExplanation {number}: ", one)]
     return (*reasoner_pieces(question, answer)[:-1], *told, "")
 
 
-def row_question(task: Task, row: Row) -> tuple[str, ...]:
-    """Give what a teacher sees of a labelled row: the question that it puts and its known answer."""
-    return reasoner_pieces(reasoner_question(task, row.text), described(task, row.label or ""))
+def row_question(task: Task, row: Row, label_shown: bool = True) -> tuple[str, ...]:
+    """Give what a teacher sees of a labelled row: the question that it puts and, where it is shown, its answer."""
+    return reasoner_pieces(reasoner_question(task, row.text), _answer(task, row, label_shown))
 
 
-def merged_question(task: Task, row: Row, reasonings: Sequence[str]) -> tuple[str, ...]:
+def merged_question(task: Task, row: Row, reasonings: Sequence[str], label_shown: bool = True) -> tuple[str, ...]:
     """Give what the teacher sees that merges the reasonings written for a labelled row."""
-    return merge_pieces(reasoner_question(task, row.text), described(task, row.label or ""), reasonings)
+    return merge_pieces(reasoner_question(task, row.text), _answer(task, row, label_shown), reasonings)
+
+
+def _answer(task: Task, row: Row, label_shown: bool) -> str | None:
+    return described(task, row.label or "") if label_shown else None
 
 
 def reasoner_question(task: Task, text: str) -> str:

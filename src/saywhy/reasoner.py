@@ -12,7 +12,7 @@ from saywhy.lm import LM, bind
 from saywhy.lm.encode import make_encoder, render
 from saywhy.lm.folder import load
 from saywhy.lm.load import context_of, model_of, tokenizer_of
-from saywhy.prompts import REASONER, REASONER_INSTRUCTION, described, reasoner_pieces, reasoner_question, target
+from saywhy.prompts import REASONER, described, reasoner_instruction, reasoner_pieces, reasoner_question, target
 from saywhy.records import RequestError, Task, WorkedCase
 from saywhy.teachers import Teacher, local
 from saywhy.train.folder import Course, Lesson
@@ -27,31 +27,41 @@ tags: [saywhy, conditional-on-the-gold-label]
 **Conditional on the gold label.** This model was shown questions with their answers and learnt from {cases} worked
 cases to write the reasoning between them. It cannot predict a label, and `saywhy predict` refuses it.
 """
+BLIND_CARD = """---
+library_name: transformers
+tags: [saywhy]
+---
+# reasoner
+
+A control: this model learnt from {cases} worked cases to write a reasoning for a question without its answer. It gives
+no label, and `saywhy predict` refuses it.
+"""
 # No tokenizer needs more for "Reasoning:".
 CUE_TOKENS = 16
 
 
-def lessons(task: Task, cases: Sequence[WorkedCase], of_this_task: bool) -> list[Lesson]:
+def lessons(task: Task, cases: Sequence[WorkedCase], label_shown: bool = True) -> list[Lesson]:
     """Put worked cases in the one prompt of the reasoner; cases of this task are asked with its instruction."""
     made = []
     for number, case in enumerate(cases):
         question, answer = case.question, case.answer
-        if of_this_task:
+        if case.of_this_task:
             question, answer = reasoner_question(task, question), described(task, answer)
-        pieces = reasoner_pieces(question, answer)
+        pieces = reasoner_pieces(question, answer if label_shown else None)
         made.append(Lesson(f"case-{number}", pieces, (target(REASONER, "", case.reasoning),)))
     return made
 
 
-def course(base: str, settings: Train, seed: int, trust_remote_code: bool) -> Course:
+def course(base: str, settings: Train, seed: int, trust_remote_code: bool, label_shown: bool = True) -> Course:
     """Say how the reasoner is trained."""
-    return Course(REASONER, base, REASONER_INSTRUCTION, settings, seed, trust_remote_code=trust_remote_code)
+    instruction = reasoner_instruction(label_shown)
+    return Course(REASONER, base, instruction, settings, seed, trust_remote_code=trust_remote_code)
 
 
-def train(folder: Path, plan: Course, cases: Sequence[Lesson]) -> None:
+def train(folder: Path, plan: Course, cases: Sequence[Lesson], label_shown: bool = True) -> None:
     """Train the reasoner into `folder`."""
     train_folder(folder, plan, cases, "reasoner")
-    store.write_text(folder / "README.md", CARD.format(cases=len(cases)))
+    store.write_text(folder / "README.md", (CARD if label_shown else BLIND_CARD).format(cases=len(cases)))
 
 
 def teacher(folder: Path, sampling: Sampling, seed: int, budget: int) -> Teacher:

@@ -56,11 +56,15 @@ class Row:
 
 @dataclass(frozen=True)
 class WorkedCase:
-    """A question with its answer and the reasoning between them: what the reasoner learns from."""
+    """A question with its answer and the reasoning between them: what the reasoner learns from.
+
+    `of_this_task` says that the question is a text of the task and the answer one of its labels.
+    """
 
     question: str
     answer: str
     reasoning: str
+    of_this_task: bool = False
 
 
 @dataclass(frozen=True)

@@ -266,12 +266,14 @@ def _filled(raw: Mapping[str, Any], places: Places, folder: Path) -> dict[str, A
     """Fill in what depends on the folder or on other keys: paths, learning rates, the teacher."""
     filled = dict(raw)
     named = _at(filled, ("reasonings", "named"))
+    cases = _at(filled, ("reasoner", "worked_cases"))
+    sources = [*_SOURCES, *(("reasoner", "worked_cases", at, "data") for at in _places_in(cases))]
     own = [("reasonings", "named", name, "local") for name in (named if isinstance(named, dict) else ())]
-    for path in (*_SOURCES, *_BASES, *own):
+    for path in (*sources, *_BASES, *own):
         value = _at(filled, path)
         if isinstance(value, str) and value.strip():
             try:
-                found = locate_base(value, folder) if path not in _SOURCES else locate(value, folder).absolute()
+                found = locate_base(value, folder) if path not in sources else locate(value, folder).absolute()
             except RequestError as error:
                 raise RequestError(f"{_place(path, places)}: {dotted(path)}: {error}") from error
             filled = written.put(filled, path, found, "")
@@ -304,8 +306,16 @@ def _own_lora(arms: Any) -> Iterator[tuple[int, Any]]:
 def _at(raw: Mapping[str, Any], path: KeyPath) -> Any:
     node: Any = raw
     for key in path:
-        node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, list) and key in _places_in(node):
+            node = node[int(key)]
+        else:
+            node = node.get(key) if isinstance(node, dict) else None
     return node
+
+
+def _places_in(node: Any) -> range:
+    """Give the places of a list, none for anything else."""
+    return range(len(node) if isinstance(node, list) else 0)
 
 
 def _merged(train: Train, differing: Train) -> Train:

@@ -112,6 +112,10 @@ class Reasonings(Settings):
         default="label_only",
         description="rows of which no reasoning is kept: trained with their label, or left out of all arms",
     )
+    label_shown: bool = Field(
+        default=True,
+        description="whoever writes sees the answer; false: a control, the reasoner learns and all write without it",
+    )
     replace: Annotated[str, PlainValidator(_check_replace)] = Field(
         default="none",
         description="what stands in for the reasonings, as a control: shuffle, bag_corpus, bag_class, random_vocab, "

@@ -111,6 +111,10 @@ def _kind_of_base(value: Any) -> str:
     return "(text)" if isinstance(value, str) and value != "scratch" else "(mapping)"
 
 
+def _one_or_list(value: Any) -> str:
+    return "(list)" if isinstance(value, list | tuple) else "(mapping)"
+
+
 Rows = Annotated[int | Literal["all"], PlainValidator(_check_rows)]
 Split = Annotated[str | float, PlainValidator(_check_split)]
 
@@ -331,10 +335,27 @@ class Reasoner(Settings):
     """The model that learns to lead from a question to its answer."""
 
     base: Base | None = Field(default=None, description="null: the config's base")
-    worked_cases: WorkedCases | None = Field(
-        default=None, description="what it learns from; null: there is no reasoner"
-    )
+    worked_cases: (
+        Annotated[
+            Annotated[WorkedCases, Tag("(mapping)")] | Annotated[Items[WorkedCases], Tag("(list)")],
+            Discriminator(_one_or_list),
+        ]
+        | None
+    ) = Field(default=None, description="what it learns from, or a list of such sources; null: there is no reasoner")
     train: ReasonerTrain = ReasonerTrain()
+
+    @field_validator("worked_cases")
+    @classmethod
+    def _check_cases(cls, told: WorkedCases | tuple[WorkedCases, ...] | None) -> Any:
+        if told == ():
+            raise ValueError("is an empty list: name a source, or null for none")
+        return told
+
+    @property
+    def sources(self) -> tuple[WorkedCases, ...]:
+        """Every source of worked cases, none where there is no reasoner."""
+        told = self.worked_cases
+        return (told,) if isinstance(told, WorkedCases) else told or ()
 
 
 class Arm(Settings):

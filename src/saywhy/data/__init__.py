@@ -172,35 +172,42 @@ def _train_rows(config: Config, rows: list[Row], notes: list[str]) -> tuple[list
 
 
 def _worked_cases(config: Config, notes: list[str]) -> tuple[WorkedCase, ...]:
-    told = config.reasoner.worked_cases
-    if told is None:
-        return ()
-    table = open_table(told.data, config.folder, "train")
-    templates = [
-        parse_template(getattr(told, key), f"reasoner.worked_cases.{key}")
-        for key in ("question", "answer", "reasoning")
-    ]
+    """Read the cases of every source, one source after another."""
+    sources = config.reasoner.sources
+    found = list[WorkedCase]()
+    for at, told in enumerate(sources):
+        # One source may be written without a list, and is named as it is written.
+        alone = isinstance(config.reasoner.worked_cases, WorkedCases)
+        key = "reasoner.worked_cases" if alone else f"reasoner.worked_cases[{at}]"
+        cases, empty = _cases_of(told, key, config.folder)
+        if empty:
+            where = "" if alone else f" of {key}"
+            notes.append(f"{empty} worked cases{where} with an empty question, answer or reasoning were left out.")
+        found += _drawn_cases(told, key, cases, config.seed)
+    return tuple(found)
+
+
+def _cases_of(told: WorkedCases, key: str, folder: Path) -> tuple[list[WorkedCase], int]:
+    """Read one source's cases; also the number of those that lack something."""
+    table = open_table(told.data, folder, "train")
+    templates = [parse_template(getattr(told, name), f"{key}.{name}") for name in ("question", "answer", "reasoning")]
     cases, empty = [], 0
     for place, record in table.records:
         question, answer, reasoning = (render(template, record, place)[0] for template in templates)
         if question.strip() and answer.strip() and reasoning.strip():
-            cases.append(WorkedCase(question, answer, reasoning))
+            cases.append(WorkedCase(question, answer, reasoning, told.of_this_task))
         else:
             empty += 1
-    if empty:
-        notes.append(f"{empty} worked cases with an empty question, answer or reasoning were left out.")
     if not cases:
         raise RequestError(f"{table.name}: there are no worked cases")
-    return tuple(_drawn_cases(told, cases, config.seed))
+    return cases, empty
 
 
-def _drawn_cases(told: WorkedCases, cases: Sequence[WorkedCase], seed: int) -> Sequence[WorkedCase]:
+def _drawn_cases(told: WorkedCases, key: str, cases: Sequence[WorkedCase], seed: int) -> Sequence[WorkedCase]:
     if told.rows == "all":
         return cases
     if told.rows > len(cases):
-        raise RequestError(
-            f"reasoner.worked_cases.rows: {told.rows} is more than the {len(cases)} there are; write all"
-        )
+        raise RequestError(f"{key}.rows: {told.rows} is more than the {len(cases)} there are; write all")
     places = draw([Row(str(i), "") for i in range(len(cases))], told.rows, seed)
     return [cases[int(row.id)] for row in places]
 

@@ -14,7 +14,7 @@ from saywhy.config import Lora
 from saywhy.lm import LM, adapters, bind
 from saywhy.lm.encode import Encoder, Prompt, golden_ids, make_encoder, template_hash
 from saywhy.lm.load import model_of, tokenizer_of
-from saywhy.prompts import REASONER
+from saywhy.prompts import BLIND_INSTRUCTION, REASONER
 from saywhy.records import RequestError
 
 
@@ -39,7 +39,9 @@ def save(folder: Path, arm: str, model: Any, encoder: Encoder, apart: tuple[Lora
     else:
         adapters.save(folder, model, *apart)
     tokenizer.save_pretrained(folder)
-    prompt = {"arm": arm, "conditional_on_gold_label": arm == REASONER, **asdict(encoder.prompt)}
+    # A reasoner that is the control for it was not shown the answer.
+    shown = arm == REASONER and BLIND_INSTRUCTION not in encoder.prompt.before + encoder.prompt.after
+    prompt = {"arm": arm, "conditional_on_gold_label": shown, **asdict(encoder.prompt)}
     store.write_json(folder / "prompt.json", {**prompt, "seal": _seal(folder, prompt)})
 
 

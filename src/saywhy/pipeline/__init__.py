@@ -148,7 +148,10 @@ def _reasoner(this: Run) -> Made | None:
         return None
     base, identity = base_of(this, "reasoner")
     cases = worked_lessons(config, this.data)
-    plan = tracked(this, reasoner.course(base, config.reasoner.train, config.seed, config.trust_remote_code))
+    shown = config.reasonings.label_shown
+    plan = reasoner.course(base, config.reasoner.train, config.seed, config.trust_remote_code, shown)
+    plan = tracked(this, plan)
+    # What the cases show, and so whether their answers are among it, is in their hash.
     inputs = {"base": identity, "cases": store.hash_of(cases), "seed": config.seed}
     return stage(
         this,
@@ -156,7 +159,7 @@ def _reasoner(this: Run) -> Made | None:
         "reasoner",
         config.reasoner.train.deciding(),
         inputs,
-        lambda out: reasoner.train(out, plan, cases),
+        lambda out: reasoner.train(out, plan, cases, shown),
     )
 
 

@@ -132,5 +132,4 @@ def scratch_texts(config: Config, data: Data) -> list[str]:
 
 def worked_lessons(config: Config, data: Data) -> list[Lesson]:
     """Give the worked cases as lessons, none where the config has none."""
-    settings = config.reasoner.worked_cases
-    return [] if settings is None else reasoner.lessons(data.task, data.worked_cases, settings.of_this_task)
+    return reasoner.lessons(data.task, data.worked_cases, config.reasonings.label_shown)

@@ -10,7 +10,7 @@ from saywhy import reasoner
 from saywhy.config import Api, Config, Sampling
 from saywhy.data import Data
 from saywhy.lm.load import base_hash
-from saywhy.prompts import MERGE_INSTRUCTION, REASONER_INSTRUCTION, row_question
+from saywhy.prompts import merge_instruction, reasoner_instruction, row_question
 from saywhy.records import RequestError
 from saywhy.teachers import Question, Teacher, Writer, given
 from saywhy.teachers.api import open_api
@@ -25,23 +25,25 @@ def writers(
 ) -> list[Writer]:
     """Give every teacher of the config; `explainer` is the reasoner's folder and stamp, `base` a base and its hash."""
     found = []
+    instruction = reasoner_instruction(config.reasonings.label_shown)
     for name in config.reasonings.teacher:
         if name == "reasoner" and explainer is not None:
             folder, stamp = explainer
             begin = partial(reasoner.teacher, folder, *_drawn(config))
-            found.append(_local(config, name, {"reasoner": stamp}, REASONER_INSTRUCTION, begin))
+            found.append(_local(config, name, {"reasoner": stamp}, instruction, begin))
         elif name in ("column", "file"):
             texts = data.reasonings if name == "column" else data.file_reasonings
             found.append(Writer(name, {}, partial(given, texts), given=True))
         else:
-            found.append(asked_as_it_is(config, name, name, base, REASONER_INSTRUCTION))
+            found.append(asked_as_it_is(config, name, name, base, instruction))
     return found
 
 
 def merger(config: Config, base: tuple[str, str] | None) -> Writer | None:
     """Give the teacher that makes one reasoning of several, where the config names one."""
     name = config.reasonings.merge
-    return None if name is None else asked_as_it_is(config, name, MERGER.format(name), base, MERGE_INSTRUCTION)
+    instruction = merge_instruction(config.reasonings.label_shown)
+    return None if name is None else asked_as_it_is(config, name, MERGER.format(name), base, instruction)
 
 
 def reckoned(config: Config, data: Data) -> list[str]:
@@ -52,11 +54,11 @@ def reckoned(config: Config, data: Data) -> list[str]:
     for name, what, more in [*((name, "", "") for name in settings.teacher), *merging]:
         if (api := api_of(config, name)) is not None:
             questions = (
-                Question(row.id, row_question(data.task, row), index)
+                Question(row.id, row_question(data.task, row, settings.label_shown), index)
                 for row in data.train
                 for index in range(settings.candidates)
             )
-            instruction = MERGE_INSTRUCTION if what else REASONER_INSTRUCTION
+            instruction = (merge_instruction if what else reasoner_instruction)(settings.label_shown)
             told = estimate(questions, instruction, settings.sampling, api.price)
             lines.append(f"{name}{what}: {told.sentence}{more}.")
     return lines

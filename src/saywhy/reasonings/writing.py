@@ -133,7 +133,11 @@ def _candidates(
             [0] if writer.given else [attempt * job.settings.candidates + k for k in range(job.settings.candidates)]
         )
         several = [
-            [Question(row.id, row_question(job.task, row), index) for row in rows for index in indices]
+            [
+                Question(row.id, row_question(job.task, row, job.settings.label_shown), index)
+                for row in rows
+                for index in indices
+            ]
             for rows in parts
         ]
         _extend(found, _answered(book, writer, several, advance))
@@ -185,13 +189,15 @@ def _merged(
     advance: Advance,
 ) -> list[list[Candidate]]:
     """Let one teacher make one reasoning of each round of several; where only one wrote, that one stands as it is."""
-    left, several = [], []
+    left, several, shown = [], [], job.settings.label_shown
     for rows, some in zip(parts, found, strict=True):
         by_id = {row.id: row for row in rows}
         sources = _sources(job, some)
         several.append(
             [
-                Question(name, merged_question(job.task, by_id[name], [some[at].reasoning for at in places]), index)
+                Question(
+                    name, merged_question(job.task, by_id[name], [some[at].reasoning for at in places], shown), index
+                )
                 for (name, index), places in sources.items()
             ]
         )
