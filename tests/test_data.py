@@ -664,3 +664,14 @@ def test_real_sets_are_read_as_they_are(name: str, task: str, labels: int) -> No
         len(split) for split in (found.train, found.dev, found.test)
     )
     assert not found.audit["overlap"]["test_in_train"] and not found.audit["overlap"]["dev_in_train"]
+
+
+def test_the_rows_that_are_asked_are_the_same_whatever_the_seed(folder: Path) -> None:
+    write(folder / "dev.jsonl", moods(40, 1000))
+    write(folder / "test.jsonl", moods(80, 2000))
+    found = [read(folder, "data.dev_rows=8", "data.test_rows=12", f"seed={seed}") for seed in (0, 1)]
+    assert [(len(one.dev), len(one.test)) for one in found] == [(8, 12)] * 2
+    assert (found[0].dev, found[0].test) == (found[1].dev, found[1].test)
+    assert Counter(row.label for row in found[0].test) == {"good": 9, "bad": 3}
+    assert "12 of 80 rows of test were drawn." in found[0].audit["notes"]
+    assert "data.test_rows: 81 is more than the 80 rows of test" in refusal(folder, "data.test_rows=81")

@@ -153,6 +153,10 @@ class DataConfig(Settings):
         default=None, description="names of integer labels from 0 on; null: the data set's own, where it has them"
     )
     rows: Rows = Field(default="all", description="a number draws that many training rows: seeded, stratified, nested")
+    dev_rows: Rows = Field(
+        default="all", description="a number draws that many rows of dev: by class, the same ones whatever the seed"
+    )
+    test_rows: Rows = Field(default="all", description="likewise of test")
     on_overflow: Literal["cut", "drop", "error"] = Field(
         default="cut", description="what happens to a text that does not fit"
     )

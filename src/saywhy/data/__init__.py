@@ -62,6 +62,7 @@ def read(config: Config) -> Data:
             notes.append(f"{name} is a share of train although {table.name} has a part {min(own)}.")
     train, dev, test = _split(config, whole, labels)
     train, empty = _train_rows(config, train, notes)
+    dev, test = (_asked(config, name, rows, notes) for name, rows in (("dev", dev), ("test", test)))
     task = task_of(config, labels)
     worked_cases = _worked_cases(config, notes)
     from_file = _file_reasonings(config, train, notes)
@@ -169,6 +170,17 @@ def _train_rows(config: Config, rows: list[Row], notes: list[str]) -> tuple[list
         notes.append(f"{config.data.rows} of {len(kept)} rows of train were drawn.")
         kept = draw(kept, config.data.rows, config.seed)
     return kept, empty
+
+
+def _asked(config: Config, name: str, rows: list[Row], notes: list[str]) -> list[Row]:
+    """Draw the rows of dev or test that are asked; the seed of the run has no part in it, so that runs can be paired."""
+    wanted = config.data.dev_rows if name == "dev" else config.data.test_rows
+    if wanted == "all":
+        return rows
+    if wanted > len(rows):
+        raise RequestError(f"data.{name}_rows: {wanted} is more than the {len(rows)} rows of {name}; write all")
+    notes.append(f"{wanted} of {len(rows)} rows of {name} were drawn.")
+    return draw(rows, wanted, 0)
 
 
 def _worked_cases(config: Config, notes: list[str]) -> tuple[WorkedCase, ...]:
