@@ -105,8 +105,8 @@ def test_recall_and_ordinal_scores_agree_with_scikit_learn(case: tuple[Ints, Int
     # scikit-learn's warns about one label alone and about answers that are nobody's label.
     if len(set(gold.tolist())) > 1 and np.isin(predicted, gold).all():
         assert metrics.number(metrics.mean_recall(counts)) == pytest.approx(balanced_accuracy_score(gold, predicted))
-    assert metrics.mae(gold, predicted) == pytest.approx(mean_absolute_error(gold, predicted))
-    kappa = metrics.qwk(gold, predicted, labels)
+    assert metrics.number(metrics.mae(counts)) == pytest.approx(mean_absolute_error(gold, predicted))
+    kappa = metrics.number(metrics.qwk(counts))
     if len({*gold.tolist(), *predicted.tolist()}) == 1:
         assert kappa is None
     else:
@@ -147,9 +147,9 @@ def test_no_rows_leave_every_figure_undefined() -> None:
     assert metrics.aurc(np.zeros(0), np.zeros(0, dtype=np.bool_)) is None
     assert metrics.recall_at_fpr(np.zeros(0), np.zeros(0, dtype=np.bool_), 0.05) is None
     assert metrics.accuracy_at_coverage(np.zeros(0), np.zeros(0, dtype=np.bool_)) == []
-    assert metrics.mae(none, none) is None
+    assert metrics.number(metrics.mae(counts)) is None
     assert metrics.mae_expected(np.zeros((0, 2)), none, np.array([1.0, 2.0])) is None
-    assert metrics.qwk(none, none, 2) is None
+    assert metrics.number(metrics.qwk(counts)) is None
     assert metrics.paired_bootstrap(metrics.macro_f1, none, none, none, 10, 0) is None
 
 
@@ -351,7 +351,8 @@ def test_the_expected_rating_of_a_hand_worked_table() -> None:
 def test_certain_ratings_are_expected_as_they_are(case: tuple[Ints, Ints, int]) -> None:
     gold, predicted, labels = case
     scale = metrics.scale_of([str(i) for i in range(labels)])
-    assert metrics.mae_expected(np.eye(labels)[predicted], gold, scale) == metrics.mae(gold, predicted)
+    distance = metrics.number(metrics.mae(metrics.count(gold, predicted, labels)))
+    assert metrics.mae_expected(np.eye(labels)[predicted], gold, scale) == distance
 
 
 def test_a_fitted_temperature_undoes_overconfidence() -> None:

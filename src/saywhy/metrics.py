@@ -7,15 +7,17 @@ float64. Shares run from 0 to 1. A figure that is undefined (0 divided by 0, no 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_array
 from scipy.special import logsumexp
 from scipy.stats import binomtest, norm
+from scipy.stats import t as student
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -36,12 +38,16 @@ DRAWS_AT_ONCE = 2_000_000
 class Counts:
     """Rows by label: answered rightly, being the label, and answered with it; each of shape (..., labels).
 
-    This is all that accuracy, F1 and recall need, so that a stack of resamples needs no stack of confusion matrices.
+    `away` and `squared` are the sums over rows of the steps between gold and answer, and of their squares, shape (...).
+    This is all that accuracy, F1, recall and the ordinal metrics need, so that a stack of resamples needs no stack of
+    confusion matrices.
     """
 
     hit: Floats
     gold: Floats
     predicted: Floats
+    away: Floats
+    squared: Floats
 
 
 Metric = Callable[[Counts], Floats]
@@ -55,8 +61,24 @@ def number(value: Any) -> float | None:
 
 def count(gold: Ints, predicted: Ints, labels: int) -> Counts:
     """The counts of one system on its rows."""
-    table = np.asarray(confusion(gold, predicted, labels), dtype=np.float64).reshape(labels, labels)
-    return Counts(np.diagonal(table).copy(), table.sum(axis=1), table.sum(axis=0))
+    found = count_drawn(gold, predicted, labels, np.ones((len(gold), 1)))
+    return Counts(found.hit[0], found.gold[0], found.predicted[0], found.away[0], found.squared[0])
+
+
+def count_drawn(gold: Ints, predicted: Ints, labels: int, times: Floats) -> Counts:
+    """The counts of one system on resamples: `times` (rows, resamples) says how often each drew a row."""
+    # Sparse, so that the work does not grow with the number of labels.
+    rows = np.arange(len(gold))
+    hit = gold == predicted
+
+    def by_label(of_row: Ints, chosen: Ints) -> Floats:
+        picked = csr_array((np.ones(len(chosen)), (of_row[chosen], chosen)), shape=(labels, len(rows)))
+        summed: Floats = (picked @ times).T
+        return summed
+
+    away = np.abs(gold - predicted).astype(np.float64)
+    of_labels = by_label(gold, rows[hit]), by_label(gold, rows), by_label(predicted, rows)
+    return Counts(*of_labels, away @ times, away**2 @ times)
 
 
 def accuracy(counts: Counts) -> Floats:
@@ -75,8 +97,34 @@ def mean_recall(counts: Counts) -> Floats:
     return _mean_where(_divide(counts.hit, counts.gold), counts.gold > 0)
 
 
+def recall_of(label: int) -> Metric:
+    """The recall of one label as a metric; NaN where no row has it."""
+
+    def recall(counts: Counts) -> Floats:
+        return _divide(counts.hit[..., label], counts.gold[..., label])
+
+    return recall
+
+
+def mae(counts: Counts) -> Floats:
+    """The mean distance, in steps of the ordered labels, between gold and answer, shape (...)."""
+    return _divide(counts.away, counts.gold.sum(axis=-1))
+
+
+def qwk(counts: Counts) -> Floats:
+    """Cohen's kappa with quadratic weights (Cohen 1968), shape (...); NaN where gold and answers are one label."""
+    steps = np.arange(counts.gold.shape[-1], dtype=np.float64)
+    rows = counts.gold.sum(axis=-1)
+    # The squared distance of an independent pair with these margins: both squares less twice the product of the means.
+    squares = (counts.gold + counts.predicted) @ steps**2
+    by_chance = squares - 2 * _divide((counts.gold @ steps) * (counts.predicted @ steps), rows)
+    return 1 - _divide(counts.squared, by_chance)
+
+
 # The metrics that systems are compared by, by the names that the config and metrics.json use.
 METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "macro_f1": macro_f1, "mean_recall": mean_recall}
+# Those that only labels with an order have.
+ORDINAL_METRICS: Mapping[str, Metric] = {"mae": mae, "qwk": qwk}
 
 
 def confusion(gold: Ints, predicted: Ints, labels: int) -> list[list[int]]:
@@ -104,15 +152,16 @@ def per_class(counts: Counts, names: Sequence[str]) -> dict[str, dict[str, float
 
 def wilson(right: int, n: int, confidence: float = 0.95) -> tuple[float, float] | None:
     """Wilson's score interval of the share `right / n` (Wilson 1927); None without rows."""
-    if n == 0:
-        return None
-    z = float(norm.ppf(0.5 + confidence / 2))
-    share = right / n
+    return None if n == 0 else score_interval(right / n, n, float(norm.ppf(0.5 + confidence / 2)))
+
+
+def score_interval(share: float, n: float, z: float) -> tuple[float, float]:
+    """Wilson's interval of a share of `n` rows, as many as they are worth, at the quantile `z`."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # At the ends the bound is exactly 0 or 1; rounding would leave it a hair beside.
-    low = 0.0 if right == 0 else max(0.0, centre - half)
-    high = 1.0 if right == n else min(1.0, centre + half)
+    low = 0.0 if share == 0 else max(0.0, centre - half)
+    high = 1.0 if share == 1 else min(1.0, centre + half)
     return low, high
 
 
@@ -234,11 +283,6 @@ def thresholds_at(confidence: Floats, shares: Sequence[float] = COVERAGES) -> li
     return [float((seen[at - 1] + seen[at]) / 2) if at else 0.0 for at in last]
 
 
-def mae(gold: Ints, predicted: Ints) -> float | None:
-    """The mean distance, in steps of the ordered labels, between gold and answer."""
-    return float(np.abs(gold - predicted).mean()) if len(gold) else None
-
-
 def scale_of(labels: Sequence[str]) -> Floats:
     """What the labels of an order count as, shape (labels,): their own numbers, or 1 to n.
 
@@ -252,15 +296,6 @@ def scale_of(labels: Sequence[str]) -> Floats:
     if len(own) and np.isfinite(own).all() and ((steps > 0).all() or (steps < 0).all()):
         return own
     return np.arange(1.0, len(labels) + 1)
-
-
-def qwk(gold: Ints, predicted: Ints, labels: int) -> float | None:
-    """Cohen's kappa with quadratic weights (Cohen 1968); None where gold and answers are one and the same label."""
-    table = np.asarray(confusion(gold, predicted, labels), dtype=np.float64)
-    weights = np.square(np.subtract.outer(np.arange(labels), np.arange(labels)))
-    by_chance = np.outer(table.sum(axis=1), table.sum(axis=0)) / max(len(gold), 1)
-    expected = float((weights * by_chance).sum())
-    return 1 - float((weights * table).sum()) / expected if expected > 0 else None
 
 
 def coincidences(votes: Ints) -> Floats:
@@ -378,20 +413,25 @@ def resample(gold: Ints, predicted: Ints, labels: int, n: int, seed: int) -> Cou
     The rows drawn depend on their number and the seed alone: systems on the same rows get the same resamples, so that
     differences between them are paired.
     """
-    cells, cell_of_row = np.unique(gold * labels + predicted, return_inverse=True)
-    rows = len(gold)
+    drawn = [count_drawn(gold, predicted, labels, times) for times in draws(len(gold), n, seed)]
+    drawn.append(count_drawn(gold, predicted, labels, np.zeros((len(gold), 0))))
+    fields = ("hit", "gold", "predicted", "away", "squared")
+    return Counts(*(np.concatenate([getattr(one, field) for one in drawn]) for field in fields))
+
+
+def draws(rows: int, n: int, seed: int | Sequence[int]) -> Iterator[Floats]:
+    """How often each of `n` resamples draws each row, (rows, resamples) at a time: some of the resamples in turn.
+
+    They depend on the three numbers alone, so that systems on the same rows get the same resamples.
+    """
     at_once = max(1, DRAWS_AT_ONCE // max(rows, 1))
     random = np.random.default_rng(seed)
-    drawn: list[Floats] = []
     for start in range(0, n, at_once):
         size = min(at_once, n - start)
-        picks = cell_of_row[random.integers(rows, size=(size, rows))] if rows else np.zeros((size, 0), dtype=np.int64)
-        picks += np.arange(size)[:, None] * len(cells)
-        drawn.append(np.bincount(picks.ravel(), minlength=size * len(cells)).reshape(size, -1).astype(np.float64))
-    times = np.concatenate(drawn) if drawn else np.zeros((0, len(cells)))
-    gold_of_cell = np.equal.outer(cells // max(labels, 1), np.arange(labels)).astype(np.float64)
-    answer_of_cell = np.equal.outer(cells % max(labels, 1), np.arange(labels)).astype(np.float64)
-    return Counts(times @ (gold_of_cell * answer_of_cell), times @ gold_of_cell, times @ answer_of_cell)
+        picks = random.integers(rows, size=(size, rows)) if rows else np.zeros((size, 0), dtype=np.int64)
+        picks *= size
+        picks += np.arange(size)[:, None]
+        yield np.bincount(picks.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
 
 
 def interval(differences: Floats) -> tuple[float, float, float] | None:
@@ -400,6 +440,15 @@ def interval(differences: Floats) -> tuple[float, float, float] | None:
         return None
     low, high = np.quantile(differences, [0.025, 0.975])
     return float(low), float(high), float(differences.std(ddof=1))
+
+
+def minimum_detectable(error: float, freedom: float = math.inf, power: float = 0.8) -> float | None:
+    """The smallest true difference that a two-sided test at 5% finds with this power (Bloom 1995).
+
+    (t of 0.975 + t of the power) · error, with Student's quantiles at the error's degrees of freedom, the normal ones
+    where they are without end. None where the error is 0: nothing was seen of chance then.
+    """
+    return float(student.ppf(0.975, freedom) + student.ppf(power, freedom)) * error if error > 0 else None
 
 
 def paired_bootstrap(

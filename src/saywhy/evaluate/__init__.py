@@ -19,23 +19,41 @@ from saywhy.evaluate.judge import (
 )
 from saywhy.evaluate.leaking import Leakage, Told, leakage
 from saywhy.evaluate.measured import temperature_of
+from saywhy.evaluate.seeds import (
+    Difference,
+    Mean,
+    Seeds,
+    difference_of,
+    mean_of,
+    mean_over_seeds,
+    measure_seeds,
+    over_seeds,
+)
 
 __all__ = [
     "Answers",
     "Budget",
+    "Difference",
     "Leakage",
+    "Mean",
+    "Seeds",
     "Told",
     "answer",
     "collect",
     "compare",
     "comparisons",
+    "difference_of",
     "floor_answers",
     "floor_scores",
     "leakage",
     "linear",
     "load_answers",
     "majority",
+    "mean_of",
+    "mean_over_seeds",
+    "measure_seeds",
     "metrics_json",
+    "over_seeds",
     "plain",
     "recommend",
     "save_answers",

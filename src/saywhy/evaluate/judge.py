@@ -66,9 +66,9 @@ def score(
         "tokens_per_row": mean(answers.tokens),
     }
     if task.ordinal and shared:
-        scores["mae"] = metrics.mae(arrays.gold, arrays.predicted)
+        scores["mae"] = metrics.number(metrics.mae(counts))
         scores["mae_expected"] = metrics.mae_expected(calibrated, arrays.gold, metrics.scale_of(task.labels))
-        scores["qwk"] = metrics.qwk(arrays.gold, arrays.predicted, arrays.labels)
+        scores["qwk"] = metrics.number(metrics.qwk(counts))
     if abstain_below is not None:
         scores["abstained"] = mean((sure < abstain_below).tolist())
         scores["accuracy_answered"] = mean(right[sure >= abstain_below].tolist())

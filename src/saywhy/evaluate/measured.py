@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from saywhy import metrics
 from saywhy.evaluate.answers import Answers, arrays_of
-from saywhy.metrics import Floats
+from saywhy.metrics import Floats, Metric
 from saywhy.records import RequestError, Task
 
 RESAMPLES = 2000
@@ -39,23 +40,34 @@ def measure(
     task: Task, systems: Mapping[str, Answers], names: Sequence[str], resamples: int, seed: int
 ) -> dict[str, Measured]:
     """Each system measured on the same rows and the same resamples of them; RequestError where rows differ."""
-    measured: dict[str, Measured] = {}
-    for name, answers in systems.items():
-        order = sorted(range(len(answers.ids)), key=lambda i: answers.ids[i])
-        arrays = arrays_of(task, answers)
-        gold, predicted = arrays.gold[order], arrays.predicted[order]
-        counts = metrics.count(gold, predicted, arrays.labels)
-        again = metrics.resample(gold, predicted, arrays.labels, resamples, seed)
-        measured[name] = Measured(
-            ids=tuple(answers.ids[i] for i in order),
-            gold=tuple(answers.gold[i] for i in order),
-            right=gold == predicted,
-            values={metric: float(metrics.METRICS[metric](counts)) for metric in names},
-            resampled={metric: metrics.METRICS[metric](again) for metric in names},
+    check_same_rows(systems)
+    chosen = {name: metrics.METRICS[name] for name in names}
+    return dict(zip(systems, measure_together(task, list(systems.values()), chosen, resamples, seed), strict=True))
+
+
+def measure_together(
+    task: Task, systems: Sequence[Answers], chosen: Mapping[str, Metric], resamples: int, seed: int | Sequence[int]
+) -> list[Measured]:
+    """Measure systems that answered the same rows; the resamples are drawn once for all of them."""
+    orders = [sorted(range(len(one.ids)), key=one.ids.__getitem__) for one in systems]
+    arrays = [arrays_of(task, one) for one in systems]
+    sides = [(one.gold[order], one.predicted[order], one.labels) for one, order in zip(arrays, orders, strict=True)]
+    drawn: list[dict[str, list[Floats]]] = [{name: [np.zeros(0)] for name in chosen} for _ in systems]
+    for times in metrics.draws(len(systems[0].ids) if systems else 0, resamples, seed):
+        for side, found in zip(sides, drawn, strict=True):
+            counts = metrics.count_drawn(*side, times)
+            for name, metric in chosen.items():
+                found[name].append(metric(counts))
+    return [
+        Measured(
+            ids=tuple(one.ids[i] for i in order),
+            gold=tuple(one.gold[i] for i in order),
+            right=side[0] == side[1],
+            values={name: float(metric(metrics.count(*side))) for name, metric in chosen.items()},
+            resampled={name: np.concatenate(found[name]) for name in chosen},
         )
-        first = next(iter(measured))
-        _check_same_rows(first, measured[first], name, measured[name])
-    return measured
+        for one, order, side, found in zip(systems, orders, sides, drawn, strict=True)
+    ]
 
 
 def check_metric(task: Task, metric: str) -> None:
@@ -72,22 +84,27 @@ def mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def _check_same_rows(a_name: str, a: Measured, b_name: str, b: Measured) -> None:
-    twice = next((one for one, two in zip(b.ids, b.ids[1:], strict=False) if one == two), None)
-    if twice is not None:
-        raise RequestError(f"{b_name} answered the id {twice!r} twice; ids must be unique to match rows")
-    if a.ids != b.ids:
-        only = sorted(set(a.ids) ^ set(b.ids))
-        raise RequestError(
-            f"{a_name} and {b_name} answered different rows: {len(only)} ids are only in one of them, such as "
-            f"{only[0]!r}; evaluate both on the same split"
-        )
-    if a.gold != b.gold:
-        other = next(i for i, pair in enumerate(zip(a.gold, b.gold, strict=True)) if pair[0] != pair[1])
-        raise RequestError(
-            f"{a_name} and {b_name} were held against different labels: row {a.ids[other]!r} is {a.gold[other]!r} in "
-            f"one and {b.gold[other]!r} in the other; evaluate both on the same split"
-        )
+def check_same_rows(systems: Mapping[str, Answers] | Mapping[str, Measured]) -> None:
+    """RequestError, with both names, unless all answered the same ids once each, held against the same labels."""
+    gold_of: dict[str, dict[str, str]] = {}
+    for name, answers in systems.items():
+        twice = next((one for one, times in Counter(answers.ids).items() if times > 1), None)
+        if twice is not None:
+            raise RequestError(f"{name} answered the id {twice!r} twice; ids must be unique to match rows")
+        gold_of[name] = dict(zip(answers.ids, answers.gold, strict=True))
+        first = next(iter(gold_of))
+        a, b = gold_of[first], gold_of[name]
+        if only := sorted(a.keys() ^ b.keys()):
+            raise RequestError(
+                f"{first} and {name} answered different rows: {len(only)} ids are only in one of them, such as "
+                f"{only[0]!r}; evaluate both on the same split"
+            )
+        other = next((one for one in a if a[one] != b[one]), None)
+        if other is not None:
+            raise RequestError(
+                f"{first} and {name} were held against different labels: row {other!r} is {a[other]!r} in one and "
+                f"{b[other]!r} in the other; evaluate both on the same split"
+            )
 
 
 def standard_error(a: Measured, b: Measured, metric: str) -> float:
