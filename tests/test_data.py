@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from saywhy import config, data
 from saywhy.data.read import open_table
 from saywhy.data.rows import make_rows, parse_template, render, rows_to_predict
-from saywhy.data.split import cut_share, draw, text_key
+from saywhy.data.split import cut_share, draw, draw_each, text_key
 from saywhy.records import RequestError, Row, WorkedCase
 
 REAL = os.environ.get("SAYWHY_DATA", "")
@@ -504,6 +504,41 @@ def test_fewer_rows_change_neither_dev_nor_test(folder: Path) -> None:
     assert "16 of 160 rows of train were drawn." in small.audit["notes"]
     assert "data.rows: 161 is more than the 160 rows" in refusal(
         folder, "data.dev=0.1", "data.test=0.1", "data.rows=161"
+    )
+
+
+@settings(deadline=None)
+@given(one_each, st.integers(0, 3), st.data())
+def test_balanced_draws_are_nested_alike_and_independent_of_order(
+    rows: list[Row], seed: int, given_data: st.DataObject
+) -> None:
+    totals = Counter(row.label for row in rows)
+    more = given_data.draw(st.integers(1, min(totals.values())))
+    large, small = draw_each(rows, more, seed), draw_each(rows, given_data.draw(st.integers(1, more)), seed)
+    assert Counter(row.label for row in large) == dict.fromkeys(totals, more)
+    assert set(small) <= set(large) and large == [row for row in rows if row in set(large)]
+    assert set(draw_each(rows[::-1], more, seed)) == set(large)
+
+
+def test_a_balanced_train_has_as_many_rows_of_every_label(folder: Path) -> None:
+    write(folder / "train.jsonl", moods(200))
+    every = read(folder, "data.balanced=true")
+    assert every.audit["splits"]["train"]["classes"] == {"bad": 50, "good": 50}
+    assert "50 rows of each label were drawn, 100 of 200 rows of train." in every.audit["notes"]
+    few = read(folder, "data.balanced=true", "data.rows=17")
+    assert few.audit["splits"]["train"]["classes"] == {"bad": 8, "good": 8} and set(few.train) < set(every.train)
+    assert (few.dev, few.test) == (every.dev, every.test)
+    assert set(read(folder, "data.balanced=true", "seed=1").train) != set(every.train)
+    assert refusal(folder, "data.balanced=true", "data.rows=120") == (
+        "data.balanced: 120 rows take 60 of each of 2 labels, and label 'bad' has 50; set data.rows to 100 or less, or "
+        "to all"
+    )
+    three = "task.labels=[good, bad, so]"
+    assert "label 'so' has no row in train" in refusal(folder, "data.balanced=true", three)
+    write(folder / "train.jsonl", [*moods(20), {"text": "x", "label": "so"}])
+    assert "2 rows cannot hold 3 labels alike" in refusal(folder, "data.balanced=true", three, "data.rows=2")
+    assert "data.balanced: it balances labels that rows share" in refusal(
+        folder, "data.balanced=true", "task.choices=options"
     )
 
 

@@ -38,6 +38,7 @@ LEARNING_RATE = 2e-5  # model card of syvai/emotion-reasoning-1b
 SCRATCH_LEARNING_RATE = 2e-3  # ours: random weights of a few million parameters learn too slowly at 2e-5
 LORA_LEARNING_RATE = 2e-4  # 2305.14314 (QLoRA), appendix B: for models of 7 and 13 billion parameters
 
+
 def label_fault(label: str) -> str:
     """Say why a label could not be scored, "" where it can."""
     if not label.strip():
@@ -157,6 +158,11 @@ class DataConfig(Settings):
         default="all", description="a number draws that many rows of dev: by class, the same ones whatever the seed"
     )
     test_rows: Rows = Field(default="all", description="likewise of test")
+    balanced: bool = Field(
+        default=False,
+        description="draw the same number of training rows of every label: rows divided by the labels, or with all as "
+        "many as the rarest label has",
+    )
     on_overflow: Literal["cut", "drop", "error"] = Field(
         default="cut", description="what happens to a text that does not fit"
     )
@@ -520,6 +526,8 @@ class Config(Settings):
     def _check(self) -> Config:
         if "reasoner" in self.reasonings.teacher and self.reasoner.worked_cases is None:
             raise ValueError("reasonings.teacher: the reasoner needs reasoner.worked_cases to learn from")
+        if self.task.choices is not None and self.data.balanced:
+            raise ValueError("data.balanced: it balances labels that rows share, and task.choices gives each its own")
         balances = {self.classifier.setting(self.classifier.arms[0], key) for key in ("class_weights", "sampler")}
         if self.task.choices is not None and "balanced" in balances:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -15,7 +16,7 @@ from saywhy.config import Config, WorkedCases, locate
 from saywhy.data.audit import audit
 from saywhy.data.read import USUAL_PARTS, open_table
 from saywhy.data.rows import Template, given_id, half_character, make_rows, parse_template, render
-from saywhy.data.split import cut_share, draw
+from saywhy.data.split import cut_share, draw, draw_each
 from saywhy.records import RequestError, Row, Task, WorkedCase
 
 __all__ = [
@@ -61,8 +62,8 @@ def read(config: Config) -> Data:
         if isinstance(source, float) and (own := set(USUAL_PARTS[name]).intersection(table.other_parts)):
             notes.append(f"{name} is a share of train although {table.name} has a part {min(own)}.")
     train, dev, test = _split(config, whole, labels)
-    train, empty = _train_rows(config, train, notes)
     dev, test = (_asked(config, name, rows, notes) for name, rows in (("dev", dev), ("test", test)))
+    train, empty = _train_rows(config, train, labels, notes)
     task = task_of(config, labels)
     worked_cases = _worked_cases(config, notes)
     from_file = _file_reasonings(config, train, notes)
@@ -156,7 +157,7 @@ def _split(config: Config, whole: list[Row], labels: tuple[str, ...]) -> tuple[l
     return train, found["dev"], found["test"]
 
 
-def _train_rows(config: Config, rows: list[Row], notes: list[str]) -> tuple[list[Row], int]:
+def _train_rows(config: Config, rows: list[Row], labels: tuple[str, ...], notes: list[str]) -> tuple[list[Row], int]:
     """Leave empty texts out, then draw `data.rows`; also the number of empty ones."""
     kept = [row for row in rows if row.text.strip()]
     empty = len(rows) - len(kept)
@@ -164,9 +165,13 @@ def _train_rows(config: Config, rows: list[Row], notes: list[str]) -> tuple[list
         raise RequestError(f"data.train: every text of {config.data.train} is empty; is task.text the right column?")
     if empty:
         notes.append(f"{empty} rows with an empty text were left out of train.")
+    if config.data.rows != "all" and config.data.rows > len(kept):
+        raise RequestError(f"data.rows: {config.data.rows} is more than the {len(kept)} rows of train; write all")
+    if config.data.balanced:
+        each = _of_each(config, kept, labels)
+        notes.append(f"{each} rows of each label were drawn, {each * len(labels)} of {len(kept)} rows of train.")
+        return draw_each(kept, each, config.seed), empty
     if config.data.rows != "all":
-        if config.data.rows > len(kept):
-            raise RequestError(f"data.rows: {config.data.rows} is more than the {len(kept)} rows of train; write all")
         notes.append(f"{config.data.rows} of {len(kept)} rows of train were drawn.")
         kept = draw(kept, config.data.rows, config.seed)
     return kept, empty
@@ -181,6 +186,25 @@ def _asked(config: Config, name: str, rows: list[Row], notes: list[str]) -> list
         raise RequestError(f"data.{name}_rows: {wanted} is more than the {len(rows)} rows of {name}; write all")
     notes.append(f"{wanted} of {len(rows)} rows of {name} were drawn.")
     return draw(rows, wanted, 0)
+
+
+def _of_each(config: Config, rows: Sequence[Row], labels: tuple[str, ...]) -> int:
+    """Say how many rows of every label a balanced train has: what `data.rows` divides into, or the rarest label has."""
+    counts = Counter(row.label for row in rows)
+    rarest = min(labels, key=lambda label: counts[label])
+    if not counts[rarest]:
+        raise RequestError(f"data.balanced: label {rarest!r} has no row in train; take it out of task.labels")
+    if config.data.rows == "all":
+        return counts[rarest]
+    each = config.data.rows // len(labels)
+    if not each:
+        raise RequestError(f"data.rows: {config.data.rows} rows cannot hold {len(labels)} labels alike; write more")
+    if each > counts[rarest]:
+        raise RequestError(
+            f"data.balanced: {config.data.rows} rows take {each} of each of {len(labels)} labels, and label {rarest!r} "
+            f"has {counts[rarest]}; set data.rows to {counts[rarest] * len(labels)} or less, or to all"
+        )
+    return each
 
 
 def _worked_cases(config: Config, notes: list[str]) -> tuple[WorkedCase, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -38,6 +39,17 @@ def draw(rows: Sequence[Row], size: int, seed: int) -> list[Row]:
     """Draw `size` rows by class, in their order; what a smaller size draws with the same seed is part of it."""
     ordered = _spread(list(rows), lambda row: (_class(row), row.id, 1), f"{seed} rows")
     drawn = {row.id for row in ordered[:size]}
+    return [row for row in rows if row.id in drawn]
+
+
+def draw_each(rows: Sequence[Row], each: int, seed: int) -> list[Row]:
+    """Draw `each` rows of every class, in their order; what fewer draw with the same seed is part of it."""
+    taken: Counter[str] = Counter()
+    drawn = set()
+    for row in _spread(list(rows), lambda row: (_class(row), row.id, 1), f"{seed} rows"):
+        if taken[_class(row)] < each:
+            taken[_class(row)] += 1
+            drawn.add(row.id)
     return [row for row in rows if row.id in drawn]
 
 
