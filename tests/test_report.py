@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import subprocess
 import sys
@@ -383,12 +385,14 @@ class Page(HTMLParser):
 
 
 def check_sound(page: str) -> Page:
-    """What every page must be: well formed, accessible, and without anything that is fetched or run."""
+    """What every page must be: well formed, accessible, and without anything that is fetched or run but its script."""
     found = Page(page)
+    scripts = [attributes for tag, attributes, _ in found.tags if tag == "script"]
+    assert [one for one in scripts if one.get("type") != "application/json"] == [{}]
     ids = [attributes["id"] for _, attributes, _ in found.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     kinds = {tag for tag, _, _ in found.tags}
-    assert not kinds & {"script", "link", "iframe", "object", "embed", "img", "form", "base"}
+    assert not kinds & {"link", "iframe", "object", "embed", "img", "form", "base"}
     for tag, attributes, parent in found.tags:
         assert not [name for name in attributes if name.startswith("on") or name in ("src", "srcset", "action")]
         assert attributes.get("href", "#").startswith("#")
@@ -410,6 +414,18 @@ def test_the_page_is_sound_and_the_same_every_time(full: Any, page: str) -> None
     check_sound(page)
     assert page == report.render(*full)
     assert page.count('role="img"') == 1 + 1 + 1 + 7 + 2 + 1 + 1 + 1
+
+
+def test_the_policy_lets_the_style_and_the_script_of_the_page_run_and_nothing_else(page: str) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None and "unsafe" not in policy[1] and "style=" not in page
+    rules = dict(rule.split(" ", 1) for rule in policy[1].split("; "))
+    assert rules.pop("default-src") == "'none'"
+    for tag in ("style", "script"):
+        inside = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside[0].encode()).digest()).decode()
+        assert (len(inside), rules.pop(f"{tag}-src")) == (1, f"'sha256-{digest}'")
+    assert rules == {}
 
 
 def test_the_page_has_every_part(full: Any, page: str) -> None:
@@ -509,7 +525,7 @@ def test_hostile_text_stays_text() -> None:
     page = report.render(metrics, predictions)
     check_sound(page)
     page.encode("utf-8")
-    assert "<script" not in page and "&lt;script&gt;" in page and "{{ 7*7 }}" in page
+    assert "<script>alert" not in page and "&lt;script&gt;" in page and "{{ 7*7 }}" in page
     assert page.count("</style>") == 1
     assert "a" * 601 not in page and "…" in page
     assert not set("\x00\x1b\ud800") & set(page)
@@ -570,8 +586,8 @@ def test_undefined_is_a_dash_that_says_so(page: str) -> None:
     metrics["arms"]["label_only"]["modes"]["label"]["test"] = scores(None)
     made = report.render(metrics, {})
     check_sound(made)
-    assert "None" not in re.sub("<style>.*</style>", "", made, flags=re.DOTALL) and made.count(dash) > 20
-    assert "None" not in re.sub("<style>.*</style>", "", page, flags=re.DOTALL)
+    assert "None" not in re.sub(r"<(style|script)>.*?</\1>", "", made, flags=re.DOTALL) and made.count(dash) > 20
+    assert "None" not in re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
 
 
 def test_examples_show_calibrated_probabilities() -> None:
@@ -589,7 +605,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1])
 def test_contrast_is_enough_in_both_themes(theme: int) -> None:
-    style = (files("saywhy") / "report.html").read_text("utf-8")
+    style = (files("saywhy.report") / "style.css").read_text("utf-8")
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", re.findall(r":root \{(.*?)\}", style, re.DOTALL)[theme]))
     pairs = [(ink, ground) for ink in ("ink", "soft", "reasoned", "base") for ground in ("paper", "card")]
     pairs += [("ink", "mark"), ("soft", "mark")] + [(f"t{shade}", f"q{shade}") for shade in range(7)]

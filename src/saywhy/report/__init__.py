@@ -6,18 +6,17 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from saywhy import metrics as scores
 from saywhy import store
 from saywhy.records import RequestError
-from saywhy.report import figures, story
+from saywhy.report import figures, page, story
+from saywhy.report.page import cut
 from saywhy.report.story import System
 
 EXAMPLES = 10  # right answers shown, and wrong ones
@@ -25,8 +24,6 @@ EXAMPLE_LENGTH = 600  # characters shown of a text or a reasoning
 LABEL_LENGTH = 60  # characters shown of a label in a table
 ANSWERED = (1.0, 0.9, 0.8, 0.5)  # shares of the rows to answer that the table of the surest rows has
 CLASSES = 20  # classes, and confusions, that a figure shows where there are more
-CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-UNDEFINED = Markup('<abbr title="undefined">–</abbr>')
 
 
 def render(metrics: Mapping[str, Any], predictions: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -39,11 +36,8 @@ def render(metrics: Mapping[str, Any], predictions: Mapping[str, Sequence[Mappin
     headline = story.headline(metrics, known)
     main = next((one for one in known if one.recommended), headline.systems[0] if headline.systems else None)
     base = next((one for one in headline.systems if one.tone == "base"), None)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        amount=_amount, cut=cut, decimals=_decimals, percent=_percent, points=_points, seconds=_seconds, p=_p
-    )
-    page = environment.from_string((files("saywhy") / "report.html").read_text("utf-8")).render(
+    return page.render(
+        "report.html",
         metrics=metrics,
         task=metrics["task"],
         known=known,
@@ -65,10 +59,8 @@ def render(metrics: Mapping[str, Any], predictions: Mapping[str, Sequence[Mappin
         reasonings=_reasonings(metrics.get("reasonings")),
         audit=_audit(metrics),
         limits=story.limits(metrics, known, main),
-        undefined=UNDEFINED,
         class_limit=CLASSES,
     )
-    return CONTROL.sub("\ufffd", page)
 
 
 def write(run_folder: Path) -> Path:
@@ -90,12 +82,6 @@ def write(run_folder: Path) -> Path:
     target = run_folder / "report.html"
     store.write_text(target, render(metrics, predictions))
     return target
-
-
-def cut(text: object, length: int) -> str:
-    """The text on one line, at most `length` characters, with an ellipsis where it was cut."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
 def _accuracy_figure(known: Sequence[System]) -> Markup | None:
@@ -394,38 +380,3 @@ def _overlap_name(name: str) -> str:
 
 def _short(one: System) -> str:
     return f"{one.mode} (floor)" if one.tone == "floor" else f"{one.arm} / {one.mode}"
-
-
-def _given(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _percent(value: float | None) -> str:
-    return f"{100 * value:.1f}" if value is not None and _given(value) else UNDEFINED
-
-
-def _decimals(value: float | None, places: int = 3) -> str:
-    return f"{value:,.{places}f}".replace("-", "−") if value is not None and _given(value) else UNDEFINED
-
-
-def _amount(value: float | None) -> str:
-    return story.amount(value) if value is not None and _given(value) else UNDEFINED
-
-
-def _points(value: float | None) -> str:
-    return story.points(value, sign=True) if value is not None and _given(value) else UNDEFINED
-
-
-def _p(value: float | None) -> str:
-    return story.p_value(value).removeprefix("p\u00a0").removeprefix("=\u00a0") if value is not None else UNDEFINED
-
-
-def _seconds(value: float | None) -> str:
-    """A duration as people say it."""
-    if value is None or not _given(value):
-        return UNDEFINED
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -135,7 +135,7 @@ def class_bars(key: str, title: str, description: str, rows: Sequence[ClassBars]
         for number, (value, tone) in enumerate(zip(row.values, tones, strict=True)):
             top = y + 23 + number * (thick + 3)
             if value is not None:
-                fill = Markup(' style="fill:url(#{}-hatch)"').format(key) if tone == "base" else ""
+                fill = Markup(' fill="url(#{}-hatch)"').format(key) if tone == "base" else ""
                 bar = '<rect class="bar {}"{} x="0" y="{}" width="{}" height="{}" rx="2"/>'
                 parts.append(Markup(bar).format(tone, fill, top, place(value), thick))
             text = "–" if value is None else f"{100 * value:.1f}"
@@ -265,7 +265,7 @@ def _axis(
         text = f"{100 * mark:.0f}" if percent else f"{mark:,.10g}".replace("-", "\u2212")
         tick = (
             '<line class="grid" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>'
-            '<text class="tick" x="{0}" y="{3}" style="text-anchor:{4}">{5}</text>'
+            '<text class="tick" x="{0}" y="{3}" text-anchor="{4}">{5}</text>'
         )
         parts.append(Markup(tick).format(place(mark), top, bottom, bottom + 17, anchor, text))
     return Markup("").join(parts)
