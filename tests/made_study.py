@@ -346,8 +346,7 @@ def choices() -> dict[str, Any]:
         for each in one["systems"].values():
             for metric in ("macro_f1", "mean_recall"):
                 each["test"][metric] = figure(None, [None])
-    found = document([{"name": "grid", "axes": ["base"], "settings": ["s0", "s1"]}], made)
-    return found
+    return document([{"name": "grid", "axes": ["base"], "settings": ["s0", "s1"]}], made)
 
 
 def runs() -> dict[str, Any]:

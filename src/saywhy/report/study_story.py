@@ -221,13 +221,13 @@ def part_lines(part: Mapping[str, Any], known: Sequence[Finding], metric: str, s
     mine = [_forward(one) for one in known if one.part == part["name"] and one.metric == metric]
     within = [one for one in mine if one.within and one.b.kind == "label_only" and one.a.reasoned]
     across = [one for one in mine if not one.within and one.a.system == one.b.system and one.a.kind != "floor"]
-    said = _tally(_of_one(within, system), "{name} against label_only", "setting_name")
+    said = _tally(_of_one(within, system), "{name} against label_only")
     first = part["settings"][0] if part["settings"] else None
     both = [one for one in across if first in (one.a.setting, one.b.setting)]
     against = [one if one.b.setting == first else one.turned() for one in both]
     chosen = _of_one(against, system)
     if chosen:
-        said += _tally(chosen, f"{{name}} against the first setting ({chosen[0].b.setting_name})", "setting_name")
+        said += _tally(chosen, f"{{name}} against the first setting ({chosen[0].b.setting_name})")
     if not said and mine:
         best = max(mine, key=lambda one: abs(one.gain))
         said = [sentence(best)]
@@ -453,11 +453,12 @@ def _of_one(rows: Sequence[Finding], system: str | None) -> list[Finding]:
     return wanted or [one for one in rows if one.a.system == rows[0].a.system]
 
 
-def _tally(rows: Sequence[Finding], about: str, name: str) -> list[str]:
+def _tally(rows: Sequence[Finding], about: str) -> list[str]:
     """How many of the rows are clear gains, clear losses and open, with the largest of either."""
     if not rows:
         return []
-    start = _capital(about.format(name=rows[0].a.name))
+    names = {one.a.name for one in rows}
+    start = _capital(about.format(name=names.pop() if len(names) == 1 else rows[0].a.system))
     metric = metric_name(rows[0].metric)
     if len(rows) == 1:
         return [f"{start}: {_brief(rows[0])} of {metric}{_verdict(rows[0])}."]
@@ -467,14 +468,15 @@ def _tally(rows: Sequence[Finding], about: str, name: str) -> list[str]:
     for found, word in ((gains, "gain"), (losses, "loss")):
         if found:
             most = max(found, key=lambda one: abs(one.gain))
-            largest = f"{'at most ' if len(found) > 1 else ''}{_brief(most)} with {getattr(most.a, name)}"
+            largest = f"{'at most ' if len(found) > 1 else ''}{_brief(most)} with {most.a.setting_name}"
             said.append(f"a clear {word} in {_of(len(found), len(rows))} ({largest})")
     rest = len(rows) - len(gains) - len(losses)
     if rest:
         hints = sum(one.case == "hint" for one in rows)
         inner = f", of which {_hints(hints)}" if hints else ""
         widest = max((one.mde for one in rows if one.case == "none" and one.mde is not None), default=None)
-        bound = f" (smaller than about {amount_of(rows[0].metric, widest)} could not be seen)" if widest else ""
+        unit = amount_of(rows[0].metric, widest or 0.0).partition(" of ")[0]
+        bound = f" (less than about {unit} could not be seen)" if widest else ""
         said.append(f"no clear difference in {_of(rest, len(rows))}{inner}{bound}")
     return [f"{start}, by {metric}: {'; '.join(said)}."]
 
@@ -492,7 +494,9 @@ def _verdict(found: Finding) -> str:
 
 
 def _of(some: int, all_: int) -> str:
-    return f"all {all_} settings" if some == all_ else f"{some} of {all_} settings"
+    if some == all_:
+        return "both settings" if all_ == 2 else f"all {all_} settings"
+    return f"{some} of {all_} settings"
 
 
 def _hints(count: int) -> str:
