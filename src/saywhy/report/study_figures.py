@@ -63,7 +63,7 @@ def learning(
     up: Sequence[float],
     log: bool,
 ) -> Markup:
-    """Means over sizes or weights: a line a system, with a band where there are intervals.
+    """Means over sizes or weights: a line a system, with a band or whiskers where there are intervals.
 
     `across` are the marks of the horizontal axis with their names, `up` those of the vertical one. `log` takes the
     logarithm of the first, which must then be above zero.
@@ -73,7 +73,7 @@ def learning(
     height, wide = 280, (last - first) or 1.0
 
     def place(x: float) -> float:
-        return 3.0 + 94.0 * (turn(x) - first) / wide if last > first else 50.0
+        return 9.0 + 87.0 * (turn(x) - first) / wide if last > first else 50.0
 
     def level(y: float) -> float:
         return height - (height - 18) * (min(max(y, up[0]), up[-1]) - up[0]) / (up[-1] - up[0])
@@ -84,24 +84,27 @@ def learning(
         parts.append(Markup('<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>').format(y))
         parts.append(Markup('<text class="tick" x="0" y="{:.1f}">{}</text>').format(y - 4, _number(mark)))
     body, marks = [], []
+    models = [line for line in lines if line.index != FLOOR]
     for line in lines:
         kind = _kind(line.index)
+        # Bands over bands hide each other: more than two lines have whiskers, each a little beside the next.
+        aside = 0.9 * (models.index(line) - (len(models) - 1) / 2) if line in models and len(models) > 2 else 0.0
         whole = [
-            (point.x, point.low, point.high)
+            (place(point.x), level(point.low), level(point.high))
             for point in line.points
-            if point.low is not None and point.high is not None
+            if point.low is not None and point.high is not None and line in models
         ]
-        if len(whole) > 1 and line.index != FLOOR:
+        if len(whole) > 1 and len(models) <= 2:
             edge = [(x, high) for x, _, high in whole] + [(x, low) for x, low, _ in whole[::-1]]
-            way = " ".join(f"{10 * place(x):.1f},{level(y):.1f}" for x, y in edge)
+            way = " ".join(f"{10 * x:.1f},{y:.1f}" for x, y in edge)
             body.append(Markup('<polygon class="band {}" points="{}"/>').format(kind, way))
-        way = " ".join(f"{10 * place(point.x):.1f},{level(point.mean):.1f}" for point in line.points)
+        else:
+            whisker = '<line class="whisker thin {0}" x1="{1:.2f}%" x2="{1:.2f}%" y1="{2:.1f}" y2="{3:.1f}"/>'
+            marks += [Markup(whisker).format(kind, x + aside, low, high) for x, low, high in whole]
+        way = " ".join(f"{10 * (place(point.x) + aside):.1f},{level(point.mean):.1f}" for point in line.points)
         curve = '<polyline class="curve {}" stroke-dasharray="{}" points="{}" vector-effect="non-scaling-stroke"/>'
         body.append(Markup(curve).format(kind, _dash(line.index), way))
-        for x, low, high in whole if len(whole) == 1 else ():
-            whisker = '<line class="whisker {0}" x1="{1:.2f}%" x2="{1:.2f}%" y1="{2:.1f}" y2="{3:.1f}"/>'
-            marks.append(Markup(whisker).format(kind, place(x), level(low), level(high)))
-        marks += [_mark(line.index, f"{place(point.x):.2f}%", level(point.mean)) for point in line.points]
+        marks += [_mark(line.index, f"{place(point.x) + aside:.2f}%", level(point.mean)) for point in line.points]
     frame = '<svg x="0" y="0" width="100%" height="{0}" viewBox="0 0 1000 {0}" preserveAspectRatio="none">{1}</svg>'
     parts.append(Markup(frame).format(height, Markup("").join(body)))
     return figures._svg(key, title, description, height + 24, [*parts, *marks])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -19,7 +19,6 @@ PANELS = 6  # small multiples of one part
 MARKS = 60  # rows of a plot of settings, beyond which only the headline's pair is drawn
 DRAWN_FLOORS = ("floors/linear", "floors/encoder", "floors/zero_shot")
 LOG = 8.0  # sizes that lie further apart than by this factor are drawn on a scale of logarithms
-ABSENT = "as written"  # the value of a key that a setting leaves as the config has it
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,16 @@ class Panel:
 
     title: str
     figure: Markup
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a part's plots show: its settings with their place in it, what it calls them, and systems by palette."""
+
+    part: Mapping[str, Any]
+    settings: Sequence[tuple[int, Mapping[str, Any]]]
+    names: Mapping[str, str]
+    systems: Sequence[tuple[str, int]]
 
 
 def systems_of(settings: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -48,36 +57,36 @@ def part_view(
 ) -> dict[str, Any]:
     """What the template shows of the part number `at`."""
     by_id = {one["id"]: one for one in document["settings"]}
+    names = {ident: name for (of, ident), name in study_story.setting_names(document).items() if of == part["name"]}
     settings = [(place, by_id[one]) for place, one in enumerate(part["settings"]) if by_id[one]["systems"]]
-    mine = [one for one in known if one.part == part["name"]]
-    stages = [one for _, one in settings if one.get("reasonings")]
-    drawn = _drawn(part, [one for _, one in settings], palette, system)
-    keys = [key for key in palette if key in drawn]
+    called = [(names[one["id"]], one) for _, one in settings]
+    stages = [(name, one) for name, one in called if one.get("reasonings")]
+    drawn = _drawn([one for _, one in settings], palette, system)
     floors = [key for key in DRAWN_FLOORS if any(key in one["systems"] for _, one in settings)]
-    named = [(key, palette[key]) for key in keys] + [(key, FLOOR) for key in floors]
+    named = [(key, palette[key]) for key in palette if key in drawn] + [(key, FLOOR) for key in floors]
+    shown = Shown(part, settings, names, named)
     metrics = [metric, *(("accuracy",) if metric != "accuracy" else ())]
-    metrics += [name for name in ("mae", "qwk") if any(_figure(one, key, name) for _, one in settings for key in keys)]
+    metrics += [name for name in ("mae", "qwk") if any(_figure(one, key, name) for _, one in settings for key in drawn)]
     plots = []
     for number, name in enumerate(metrics):
-        panels = list(_panels(f"part-{at}-{number}", part, settings, name, named))
+        panels = list(_panels(f"part-{at}-{number}", shown, name))
         if panels:
             plots.append({"metric": name, "panels": panels[:PANELS], "all": len(panels)})
     varied = _varied([one for _, one in settings])
+    curve = _numeric(shown) is not None
+    have = {key for _, one in settings for key in one["systems"] if key in palette}
     return {
         "part": part,
         "anchor": f"part-{at}",
         "lines": study_story.part_lines(part, known, metric, system),
         "told": study_story.reasonings_line(stages) if varied else "",
         "plots": plots,
-        "curve": _numeric(part, settings) is not None,
-        "legend": [
-            (study_figures.line_key(index) if _numeric(part, settings) else study_figures.mark_key(index), key)
-            for key, index in named
-        ],
-        "left_out": sum(key not in keys for one in [_union(settings)] for key in one if key in palette),
-        "settings_left_out": 0 if _numeric(part, settings) else max(0, len(settings) - SETTINGS),
-        "settings": [one for _, one in settings],
-        "findings": [one for one in mine if one.metric == metric],
+        "curve": curve,
+        "legend": [((study_figures.line_key if curve else study_figures.mark_key)(index), key) for key, index in named],
+        "left_out": len(have - set(drawn)),
+        "settings_left_out": 0 if curve else max(0, len(settings) - SETTINGS),
+        "settings": called,
+        "findings": [one for one in known if one.part == part["name"] and one.metric == metric],
         "reasonings": stages if varied or len(document["parts"]) == 1 else [],
     }
 
@@ -86,53 +95,45 @@ def value_of(part: Mapping[str, Any], at: int, setting: Mapping[str, Any], axis:
     """What the setting number `at` of a part has for a key; a part may know it under other values than another."""
     told = part.get("values") or ()
     values = told[at] if at < len(told) else setting["values"]
-    return values.get(axis, ABSENT)
+    return values.get(axis, study_story.AS_WRITTEN)
 
 
-def _drawn(
-    part: Mapping[str, Any], settings: Sequence[Mapping[str, Any]], palette: Mapping[str, int], system: str | None
-) -> list[str]:
-    """The models that a part's plots show: all, or the headline's and label_only where there are too many."""
+def _drawn(settings: Sequence[Mapping[str, Any]], palette: Mapping[str, int], system: str | None) -> list[str]:
+    """The models that a part's plots show: all, or the headline's and label_only first where there are too many."""
     have = [key for key in palette if any(key in one["systems"] for one in settings)]
     base = [key for key in have if any(one["systems"].get(key, {}).get("kind") == "label_only" for one in settings)]
     first = [*base[:1], *(key for key in have if key == system)]
     order = [*first, *(key for key in have if key not in first)]
-    most = max(2, min(LINES, MARKS // max(min(len(settings), SETTINGS), 1)))
-    return order[:most]
+    return order[: max(2, min(LINES, MARKS // max(min(len(settings), SETTINGS), 1)))]
 
 
-def _panels(
-    key: str,
-    part: Mapping[str, Any],
-    settings: Sequence[tuple[int, Mapping[str, Any]]],
-    metric: str,
-    named: Sequence[tuple[str, int]],
-) -> Iterator[Panel]:
+def _panels(key: str, shown: Shown, metric: str) -> Iterator[Panel]:
     """The plots of a part: one, or one for each value of the second key, on the same scale."""
-    shown = [(at, one) for at, one in settings if any(_figure(one, name, metric) for name, _ in named)]
-    if not shown:
+    some = [(at, one) for at, one in shown.settings if any(_figure(one, name, metric) for name, _ in shown.systems)]
+    shown = replace(shown, settings=some)
+    if not some:
         return
-    axis = _numeric(part, shown)
+    axis = _numeric(shown)
     if axis is None:
-        some = shown[:SETTINGS]
-        yield Panel("", _blocks(key, "", part, some, metric, named, _marks(some, metric, named, 6)))
+        yield Panel("", _blocks(key, replace(shown, settings=some[:SETTINGS]), metric))
         return
-    other = next((one for one in part["axes"] if one != axis), None)
+    other = next((one for one in shown.part["axes"] if one != axis), None)
     groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
-    for at, one in shown:
-        groups.setdefault("" if other is None else f"{other}={value_of(part, at, one, other)}", []).append((at, one))
-    up = _marks(shown, metric, named, 5)
-    for number, (title, some) in enumerate(groups.items()):
-        yield Panel(title, _learning(f"{key}-{number}", title, axis, part, some, metric, named, up))
+    for at, one in some:
+        value = "" if other is None else study_story.written(value_of(shown.part, at, one, other))
+        groups.setdefault(value and f"{(other or '').rpartition('.')[2]}={value}", []).append((at, one))
+    up = _marks(shown, metric, 5)
+    for number, (title, of_title) in enumerate(groups.items()):
+        yield Panel(title, _learning(f"{key}-{number}", title, axis, replace(shown, settings=of_title), metric, up))
 
 
-def _numeric(part: Mapping[str, Any], settings: Sequence[tuple[int, Mapping[str, Any]]]) -> str | None:
+def _numeric(shown: Shown) -> str | None:
     """The key whose values are numbers, with the most of them; None where there is none, or more than two keys."""
-    if not 1 <= len(part["axes"]) <= 2:
+    if not 1 <= len(shown.part["axes"]) <= 2:
         return None
     counts = {}
-    for axis in part["axes"]:
-        values = {_place(part, at, one, axis) for at, one in settings}
+    for axis in shown.part["axes"]:
+        values = {_place(shown.part, at, one, axis) for at, one in shown.settings}
         if None not in values and len(values) > 1:
             counts[axis] = len(values)
     return max(counts, key=lambda axis: counts[axis], default=None)
@@ -164,100 +165,64 @@ def _times(metric: str) -> float:
     return 100.0 if study_story.in_points(metric) else 1.0
 
 
-def _marks(
-    settings: Sequence[tuple[int, Mapping[str, Any]]], metric: str, named: Sequence[tuple[str, int]], most: int
-) -> list[float]:
+def _marks(shown: Shown, metric: str, most: int) -> list[float]:
     """Round numbers over everything that the plots of a part show."""
     times = _times(metric)
-    points = [
-        _point(found, 0.0, times) for _, one in settings for key, _ in named if (found := _figure(one, key, metric))
-    ]
-    values = [
-        value for point in points for value in (point.mean, point.low, point.high, *point.seeds) if value is not None
-    ]
+    found = [_figure(one, key, metric) for _, one in shown.settings for key, _ in shown.systems]
+    points = [_point(one, 0.0, times) for one in found if one is not None]
+    values = [one for point in points for one in (point.mean, point.low, point.high, *point.seeds) if one is not None]
     low, high = min(values), max(values)
-    return figures.ticks(max(low, 0.0), min(high, 100.0), most) if times == 100.0 else figures.ticks(low, high, most)
+    return figures.ticks(max(low, 0.0), min(high, 100.0), most) if times > 1 else figures.ticks(low, high, most)
 
 
-def _learning(
-    key: str,
-    title: str,
-    axis: str,
-    part: Mapping[str, Any],
-    settings: Sequence[tuple[int, Mapping[str, Any]]],
-    metric: str,
-    named: Sequence[tuple[str, int]],
-    up: Sequence[float],
-) -> Markup:
-    times = _times(metric)
-    at_x = sorted(((_place(part, at, one, axis) or 0.0, at, one) for at, one in settings), key=lambda one: one[:2])
-    names = {x: _written(value_of(part, at, one, axis)) for x, at, one in at_x}
+def _learning(key: str, title: str, axis: str, shown: Shown, metric: str, up: Sequence[float]) -> Markup:
+    """One metric of every system over the numbers of a key."""
+    times, part = _times(metric), shown.part
+    places = 1 if times > 1 else 3
+    at_x = sorted(
+        ((_place(part, at, one, axis) or 0.0, at, one) for at, one in shown.settings), key=lambda one: one[:2]
+    )
+    names = {x: study_story.written(value_of(part, at, one, axis)) for x, at, one in at_x}
     # Where zero stands beside sizes of several orders no scale shows them all: their places are evenly apart then.
     positive = [x for x in names if x > 0]
     wide = len(positive) > 1 and max(positive) / min(positive) >= LOG
     log, even = wide and len(positive) == len(names), wide and len(positive) < len(names)
-    places = {x: float(order) if even else x for order, x in enumerate(names)}
+    stand = {x: float(order) if even else x for order, x in enumerate(names)}
     lines = []
-    for name, index in named:
-        points = tuple(
-            _point(found, places[x], times) for x, _, one in at_x if (found := _figure(one, name, metric)) is not None
-        )
+    for name, index in shown.systems:
+        found = [(x, _figure(one, name, metric)) for x, _, one in at_x]
+        points = tuple(_point(told, stand[x], times) for x, told in found if told is not None)
         if points:
             lines.append(Line(name, index, points))
-    said = "; ".join(
-        f"{line.name}: "
-        + ", ".join(f"{mean:.{1 if times == 100 else 3}f}" for mean in [point.mean for point in line.points])
-        for line in lines
-    )
-    unit = ", in percent" if times == 100 else ""
-    words = f"{_capital(study_story.metric_name(metric))}{unit}, over {axis}{f', {title}' if title else ''}"
-    across = [(places[x], name) for x, name in names.items()]
-    return study_figures.learning(key, words, f"At {', '.join(names.values())}: {said}", lines, across, up, log)
+    each = [f"{line.name} {', '.join(f'{point.mean:.{places}f}' for point in line.points)}" for line in lines]
+    said = f"At {', '.join(names.values())}: {'; '.join(each)}"
+    words = f"{_metric(metric)} over {axis}{f', {title}' if title else ''}"
+    across = [(stand[x], name) for x, name in names.items()]
+    return study_figures.learning(key, words, said, lines, across, up, log)
 
 
-def _blocks(
-    key: str,
-    title: str,
-    part: Mapping[str, Any],
-    settings: Sequence[tuple[int, Mapping[str, Any]]],
-    metric: str,
-    named: Sequence[tuple[str, int]],
-    marks: Sequence[float],
-) -> Markup:
-    times, places = _times(metric), 1 if study_story.in_points(metric) else 3
-    rows = []
-    for at, one in settings:
+def _blocks(key: str, shown: Shown, metric: str) -> Markup:
+    """One metric of every system, setting by setting."""
+    times = _times(metric)
+    places, rows = 1 if times > 1 else 3, []
+    for _, one in shown.settings:
         inner = []
-        for name, index in named:
+        for name, index in shown.systems:
             found = _figure(one, name, metric)
             if found is not None:
                 point = _point(found, 0.0, times)
                 inside = f" [{point.low:.{places}f}, {point.high:.{places}f}]" if point.low is not None else ""
                 inner.append((index, point, f"{name}: {point.mean:.{places}f}{inside}"))
-        rows.append(Block(short_name(part, at, one), tuple(inner)))
+        called = shown.names[one["id"]]
+        axes = shown.part["axes"]
+        rows.append(Block(called.removeprefix(f"{axes[0]}=") if len(axes) == 1 else called, tuple(inner)))
     said = "; ".join(f"{block.name}: " + ", ".join(words for _, _, words in block.rows) for block in rows)
-    unit = ", in percent" if times == 100 else ""
-    words = f"{_capital(study_story.metric_name(metric))}{unit}, by setting{f', {title}' if title else ''}"
-    return study_figures.blocks(key, words, said, rows, marks)
+    return study_figures.blocks(key, f"{_metric(metric)} by setting", said, rows, _marks(shown, metric, 6))
 
 
-def short_name(part: Mapping[str, Any], at: int, setting: Mapping[str, Any]) -> str:
-    """What a plot of the part calls a setting: the value alone where there is one key."""
-    if len(part["axes"]) == 1:
-        return _written(value_of(part, at, setting, part["axes"][0]))
-    return str(setting["name"])
-
-
-def _written(value: Any) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _union(settings: Sequence[tuple[int, Mapping[str, Any]]]) -> list[str]:
-    return list(dict.fromkeys(key for _, one in settings for key in one["systems"]))
+def _metric(metric: str) -> str:
+    name = study_story.metric_name(metric)
+    return f"{name[0].upper()}{name[1:]}{', in percent,' if study_story.in_points(metric) else ''}"
 
 
 def _varied(settings: Sequence[Mapping[str, Any]]) -> bool:

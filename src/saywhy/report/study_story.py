@@ -17,6 +17,7 @@ METRIC_NAMES = {
     "qwk": "quadratic weighted kappa",
 }
 LOWER_IS_BETTER = ("mae", "mae_expected", "nll", "brier", "ece", "forced", "tokens_per_row")
+AS_WRITTEN = "as written"  # what a part calls a setting that changes none of its keys
 FEW_SEEDS = 5  # fewer seeds than these are named beside what they are to show
 MODES = {
     ("reason_then_label", "reason"): "reasoning first",
@@ -132,11 +133,12 @@ class Told:
 def findings(document: Mapping[str, Any]) -> list[Finding]:
     """The comparisons of a study whose difference is defined, in their order."""
     settings = {one["id"]: one for one in document["settings"]}
+    names = setting_names(document)
     return [
         Finding(
             row["part"],
-            _side(settings, row["a"]),
-            _side(settings, row["b"]),
+            _side(settings, names, row["part"], row["a"]),
+            _side(settings, names, row["part"], row["b"]),
             row["metric"],
             row["difference"],
             tuple(row.get("by_seed") or ()),
@@ -153,6 +155,25 @@ def findings(document: Mapping[str, Any]) -> list[Finding]:
         for row in document["comparisons"]
         if row["difference"] is not None
     ]
+
+
+def setting_names(document: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """What each part calls its settings, by part and setting: a setting may stand in two parts for two values."""
+    by_id = {one["id"]: one for one in document["settings"]}
+    names = {}
+    for part in document["parts"]:
+        told = part.get("values") or [by_id[one]["values"] for one in part["settings"]]
+        for ident, values in zip(part["settings"], told, strict=False):
+            named = [f"{axis}={written(values[axis])}" for axis in part["axes"] if axis in values]
+            if not part["axes"]:
+                named = [written(values[part["name"]])] if part["name"] in values else [by_id[ident]["name"]]
+            names[(part["name"], ident)] = ", ".join(named) or AS_WRITTEN
+    return names
+
+
+def written(value: Any) -> str:
+    """A value of a key as names and plots have it."""
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def headline(document: Mapping[str, Any], known: Sequence[Finding]) -> Told:
@@ -234,10 +255,10 @@ def part_lines(part: Mapping[str, Any], known: Sequence[Finding], metric: str, s
     return said or ["Nothing was compared here."]
 
 
-def reasonings_line(settings: Sequence[Mapping[str, Any]]) -> str:
-    """Which setting's reasonings were kept most and least often; empty for fewer than two."""
-    shares = [(one["reasonings"]["kept_share"], one["name"]) for one in settings if _kept(one) is not None]
-    if len(shares) < 2 or max(shares)[0] - min(shares)[0] < 0.005:
+def reasonings_line(settings: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Which of the named settings' reasonings were kept most and least often; empty where they hardly differ."""
+    shares = [(share, name) for name, one in settings if (share := _kept(one)) is not None]
+    if len(shares) < 2 or max(shares)[0] - min(shares)[0] < 0.02:
         return ""
     (least, worst), (most, best) = min(shares), max(shares)
     return (
@@ -327,11 +348,11 @@ def span(metric: str, interval: tuple[float, float]) -> str:
     return f"{signed(metric, interval[0])} to {signed(metric, interval[1])}"
 
 
-def _side(settings: Mapping[str, Any], one: Mapping[str, Any]) -> Side:
+def _side(settings: Mapping[str, Any], names: Mapping[tuple[str, str], str], part: str, one: Mapping[str, Any]) -> Side:
     setting = settings.get(one["setting"]) or {}
     system = (setting.get("systems") or {}).get(one["system"]) or {}
     kind = system.get("kind") or ("floor" if one["system"].startswith("floors/") else one["system"].partition("/")[0])
-    name = setting.get("name", one["setting"])
+    name = names.get((part, one["setting"])) or setting.get("name", one["setting"])
     return Side(one["setting"], name, one["system"], kind, system.get("replace") or "none")
 
 
