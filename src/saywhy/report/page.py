@@ -11,6 +11,7 @@ import base64
 import hashlib
 import math
 import re
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -27,16 +28,16 @@ def environment() -> Environment:
     made = Environment(
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters.update(
-        amount=amount, cut=cut, decimals=decimals, percent=percent, points=points, seconds=seconds, p=p_value
-    )
+    made.filters.update(amount=amount, cut=cut, decimals=decimals, interval=interval, p=p_value, percent=percent)
+    made.filters.update(points=points, seconds=seconds)
     return made
 
 
 def assets() -> dict[str, Markup]:
     """The style and the script that base.html puts into a page, and the policy that lets these two run and no other."""
     style, script = _read("style.css"), _read("page.js")
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
+    allowed = f"style-src {_hash(style)}; script-src {_hash(script)}"
+    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     return {"style": Markup(style), "script": Markup(script), "policy": Markup(policy)}
 
 
@@ -55,6 +56,11 @@ def cut(text: object, length: int) -> str:
 def percent(value: float | None) -> str:
     """A share in percent with one decimal, without the sign."""
     return f"{100 * value:.1f}" if value is not None and math.isfinite(value) else UNDEFINED
+
+
+def interval(ends: Sequence[float] | None, write: Callable[[float | None], str] = percent) -> str:
+    """An interval as it stands behind a figure: `[94.1, 96.8]`, in percent unless `write` writes otherwise."""
+    return f"[{write(ends[0])}, {write(ends[1])}]" if ends else UNDEFINED
 
 
 def decimals(value: float | None, places: int = 3) -> str:
