@@ -2,162 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reported import BOTH, FULL, LABEL, LINEAR, REASON, REASONINGS, URGENCY, answers, bare, check_sound, run, scores
 from saywhy import evaluate, report, store
-from saywhy.evaluate import Answers
-from saywhy.records import RequestError, Task
+from saywhy.records import RequestError
 from saywhy.report import figures, story
-
-URGENCY = ("low", "normal", "high", "urgent")
-FACTS = (
-    "the checkout page shows an error to every customer",
-    "one colleague cannot print on the second floor",
-    "a typing error stands in the footer of the intranet",
-    "the nightly backup has failed twice in a row",
-    "a customer asks when the new price list comes out",
-    "two users were signed out in the middle of their work",
-    "the warehouse scanners lose their connection every few minutes",
-)
-AUDIT = {
-    "splits": {
-        name: {
-            "rows": rows,
-            "duplicates": duplicates,
-            "conflicting": 2 * (name == "train"),
-            "empty": 0,
-            "classes": {},
-            "words": {"median": 21, "max": 64},
-        }
-        for name, rows, duplicates in (("train", 1200, 9), ("dev", 150, 0), ("test", 300, 1))
-    },
-    "overlap": {"test_in_train": 3, "test_in_train_other_label": 0, "dev_in_train": 0, "test_in_dev": 0},
-    "notes": ["3 test texts stand in train, too."],
-}
-REASONINGS = {
-    "rows": 1200,
-    "candidates": 4800,
-    "kept": 1130,
-    "dropped": {"label_named_first": 1804, "copy_of_text": 311, "cut_off": 96, "empty": 12},
-    "rows_without": 70,
-}
-VERSIONS = {"saywhy": "0.1.0", "python": "3.12.4", "torch": "2.13.0", "transformers": "5.23.1"}
-
-
-def answers(
-    labels: Sequence[str], n: int, share_right: float, seed: int, reasoned: bool = False, tokens: float = 46.0
-) -> Answers:
-    """Made-up answers. The same rows are hard for every system, so that pairs are as correlated as real ones."""
-    shared = np.random.default_rng(7)
-    gold = shared.integers(len(labels), size=n)
-    difficulty = shared.random(n)
-    own = np.random.default_rng(seed)
-    right = 0.7 * difficulty + 0.3 * own.random(n) < np.quantile(0.7 * difficulty + 0.3 * own.random(n), share_right)
-    near = np.clip(gold + own.choice([-1, 1], size=n), 0, len(labels) - 1)
-    other = np.where(near == gold, (gold + 1) % len(labels), near)
-    given = np.where(right, gold, other)
-    sure = own.uniform(0.5, 0.99, size=n)
-    probabilities = np.full((n, len(labels)), 1.0) * ((1 - sure) / (len(labels) - 1))[:, None]
-    probabilities[np.arange(n), given] = sure
-    texts = tuple(f"Ticket {i}: {FACTS[i % 7]}, and {FACTS[(i // 7 + 3) % 7]}." for i in range(n))
-    said = tuple(
-        f"{FACTS[i % 7].capitalize()}, which weighs {3 + i % 4}; the other adds {i % 3}: sum {3 + i % 4 + i % 3}."
-        for i in range(n)
-    )
-    forced = tuple(bool(x < 0.08) for x in own.random(n)) if reasoned else (False,) * n
-    names = tuple(labels[i] for i in given)
-    return Answers(
-        ids=tuple(f"row-{i:04}" for i in range(n)),
-        texts=texts,
-        gold=tuple(labels[i] for i in gold),
-        labels=names,
-        probabilities=tuple(map(tuple, probabilities.tolist())),
-        reasonings=said if reasoned else (None,) * n,
-        tokens=(tokens,) * n,
-        prompt_tokens=(tokens / 2,) * n,
-        forced=forced,
-        strict=tuple(name if reasoned and not cut else None for cut, name in zip(forced, names, strict=True)),
-        pruned=(0.0,) * n,
-        choices=(None,) * n,
-        seconds=n * (tokens + 1) / 5000,
-    )
-
-
-def rows_of(one: Answers) -> list[dict[str, Any]]:
-    """Answers as the rows of a predictions file."""
-    names = {"ids": "id", "texts": "text", "labels": "label", "reasonings": "reasoning"}
-    columns = {names.get(key, key): value for key, value in vars(one).items() if key not in ("seconds", "prior")}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def curve(start: float, end: float, steps: int) -> list[list[float]]:
-    noise = np.random.default_rng(steps).normal(0, 0.03, steps)
-    return [[i + 1, end + (start - end) * float(np.exp(-5 * i / steps)) + abs(float(noise[i]))] for i in range(steps)]
-
-
-def run(
-    shares: Mapping[str, float],
-    labels: Sequence[str] = URGENCY,
-    n: int = 300,
-    linear: float = 0.62,
-    ordinal: bool = True,
-    name: str = "tickets",
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """metrics.json and predictions of a made-up run: a share of right answers for each arm/mode."""
-    task = Task(name, "How urgent is the ticket?", tuple(labels), ordinal=ordinal)
-    cost = {"label": 46.0, "explain": 88.0, "reason": 91.0, "vote": 312.5}
-    made = {
-        split: {
-            key: answers(labels, size, share, seed + 10 * index, key.split("/")[1] in ("reason", "vote", "explain"),
-                         cost[key.split("/")[1]])
-            for index, (key, share) in enumerate(shares.items())
-        }
-        for split, size, seed in (("dev", n // 2, 100), ("test", n, 200))
-    }  # fmt: skip
-    floor = {
-        floor_name: {"dev": answers(labels, n // 2, share, 3, tokens=0), "test": answers(labels, n, share, 4, tokens=0)}
-        for floor_name, share in (("majority", 0.3), ("linear", linear))
-    }
-    arms = dict.fromkeys(key.split("/")[0] for key in shares)
-    train = {
-        arm: {"steps": 456, "rows": 14592, "tokens": 812345, "target_tokens": 90_000 * (arm != "label_only") + 29184,
-              "label_tokens": 29184, "seconds": 512.5 + 400 * i, "curve": curve(1.9 + i, 0.4 + 0.3 * i, 456)}
-        for i, arm in enumerate(arms)
-    }  # fmt: skip
-    audit = {
-        **AUDIT,
-        "splits": {
-            split: {**facts, "classes": {label: facts["rows"] // len(labels) for label in labels}}
-            for split, facts in AUDIT["splits"].items()
-        },
-    }
-    metrics = evaluate.metrics_json(
-        task=task, dev=made["dev"], test=made["test"], floor=floor, train=train, audit=audit, versions=VERSIONS, seed=0,
-        resamples=200, reasonings=REASONINGS if len(arms) > 1 else None,
-    )  # fmt: skip
-    return metrics, {key.replace("/", "-"): rows_of(one) for key, one in made["test"].items()}
-
-
-FULL = {
-    "label_only/label": 0.66,
-    "reason_then_label/reason": 0.76,
-    "reason_then_label/vote": 0.79,
-    "label_then_reason/label": 0.71,
-    "label_then_reason/explain": 0.71,
-}
 
 
 @pytest.fixture(scope="module")
@@ -168,43 +29,6 @@ def full() -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
 @pytest.fixture(scope="module")
 def page(full: tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]) -> str:
     return report.render(*full)
-
-
-def scores(accuracy: float | None, n: int = 300) -> dict[str, Any]:
-    ci = None if accuracy is None else [accuracy - 0.05, accuracy + 0.05]
-    empty = dict.fromkeys(("per_class", "confusion", "nll", "brier", "ece", "forced", "accuracy_unforced"))
-    figures_ = {"accuracy": accuracy, "accuracy_ci95": ci, "macro_f1": accuracy, "mean_recall": accuracy}
-    return {"n": n, **figures_, **empty, "rows_per_second": None, "tokens_per_row": None}
-
-
-def bare(
-    accuracies: Mapping[str, float], recommended: str, rows: Sequence[tuple[Any, ...]] = (), linear: float | None = 0.5
-) -> dict[str, Any]:
-    """A metrics.json in which every figure is chosen; rows are (a, b, metric, difference, low, high, p, holm)."""
-    arms: dict[str, Any] = {}
-    for key, accuracy in accuracies.items():
-        arm, mode = key.split("/")
-        modes = arms.setdefault(arm, {"train": {}, "modes": {}})["modes"]
-        modes[mode] = {"dev": scores(accuracy), "test": scores(accuracy), "temperature": 1.0}
-    arm, _, mode = recommended.partition("/")
-    return {
-        "task": {"name": "t", "labels": ["a", "b"], "ordinal": False},
-        "recommended": {"arm": arm, "mode": mode, "metric": "macro_f1", "why": "Because."} if recommended else None,
-        "arms": arms,
-        "floors": {"majority": scores(0.3), "linear": None if linear is None else scores(linear)},
-        "comparisons": [
-            {"a": a, "b": b, "metric": metric, "difference": d, "ci95": [low, high], "p_mcnemar": p, "p_holm": holm,
-             "a_only": 30, "b_only": 10, "n": 300}
-            for a, b, metric, d, low, high, p, holm in rows
-        ],
-        "audit": {},
-        "versions": {},
-        "seed": 3,
-    }  # fmt: skip
-
-
-BOTH = {"label_only/label": 0.6, "reason_then_label/reason": 0.66}
-REASON, LABEL, LINEAR = "reason_then_label/reason", "label_only/label", "floors/linear"
 
 
 def told(metrics: dict[str, Any]) -> story.Headline:
@@ -357,59 +181,22 @@ def test_unequal_training_is_said() -> None:
     assert "the same 300 steps" in story.training(metrics)
 
 
-class Page(HTMLParser):
-    """Every start tag with its attributes; fails on tags that are not closed in order."""
-
-    VOID = frozenset({"meta", "link", "br", "hr", "img", "wbr", "input"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None], str]] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs), self.open[-1] if self.open else ""))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs), self.open[-1] if self.open else ""))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-
-def check_sound(page: str) -> Page:
-    """What every page must be: well formed, accessible, and without anything that is fetched or run."""
-    found = Page(page)
-    ids = [attributes["id"] for _, attributes, _ in found.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    kinds = {tag for tag, _, _ in found.tags}
-    assert not kinds & {"script", "link", "iframe", "object", "embed", "img", "form", "base"}
-    for tag, attributes, parent in found.tags:
-        assert not [name for name in attributes if name.startswith("on") or name in ("src", "srcset", "action")]
-        assert attributes.get("href", "#").startswith("#")
-        assert tag != "table" or parent == "div"
-        assert tag != "th" or "scope" in attributes
-        for target in (attributes.get("aria-labelledby") or "").split():
-            assert target in ids
-        assert tag != "a" or (attributes["href"] or "")[1:] in ids
-    assert page.count("<table") == page.count("<caption")
-    assert "url(http" not in page and "@import" not in page and "NaN" not in page
-    for svg in re.findall(r'<svg class="(?:wide|sized)".*?</svg>(?=\s*(?:</div>|<figcaption|<ul))', page, re.DOTALL):
-        root = ElementTree.fromstring(svg)
-        assert root.get("role") == "img"
-        assert [child.tag.rpartition("}")[2] for child in root][:2] == ["title", "desc"]
-    return found
-
-
 def test_the_page_is_sound_and_the_same_every_time(full: Any, page: str) -> None:
     check_sound(page)
     assert page == report.render(*full)
     assert page.count('role="img"') == 1 + 1 + 1 + 7 + 2 + 1 + 1 + 1
+
+
+def test_the_policy_lets_the_style_and_the_script_of_the_page_run_and_nothing_else(page: str) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None and "unsafe" not in policy[1] and "style=" not in page
+    rules = dict(rule.split(" ", 1) for rule in policy[1].split("; "))
+    assert rules.pop("default-src") == "'none'"
+    for tag in ("style", "script"):
+        inside = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside[0].encode()).digest()).decode()
+        assert (len(inside), rules.pop(f"{tag}-src")) == (1, f"'sha256-{digest}'")
+    assert rules == {}
 
 
 def test_the_page_has_every_part(full: Any, page: str) -> None:
@@ -509,7 +296,7 @@ def test_hostile_text_stays_text() -> None:
     page = report.render(metrics, predictions)
     check_sound(page)
     page.encode("utf-8")
-    assert "<script" not in page and "&lt;script&gt;" in page and "{{ 7*7 }}" in page
+    assert "<script>alert" not in page and "&lt;script&gt;" in page and "{{ 7*7 }}" in page
     assert page.count("</style>") == 1
     assert "a" * 601 not in page and "…" in page
     assert not set("\x00\x1b\ud800") & set(page)
@@ -570,8 +357,8 @@ def test_undefined_is_a_dash_that_says_so(page: str) -> None:
     metrics["arms"]["label_only"]["modes"]["label"]["test"] = scores(None)
     made = report.render(metrics, {})
     check_sound(made)
-    assert "None" not in re.sub("<style>.*</style>", "", made, flags=re.DOTALL) and made.count(dash) > 20
-    assert "None" not in re.sub("<style>.*</style>", "", page, flags=re.DOTALL)
+    assert "None" not in re.sub(r"<(style|script)>.*?</\1>", "", made, flags=re.DOTALL) and made.count(dash) > 20
+    assert "None" not in re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
 
 
 def test_examples_show_calibrated_probabilities() -> None:
@@ -589,7 +376,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1])
 def test_contrast_is_enough_in_both_themes(theme: int) -> None:
-    style = (files("saywhy") / "report.html").read_text("utf-8")
+    style = (files("saywhy.report") / "style.css").read_text("utf-8")
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", re.findall(r":root \{(.*?)\}", style, re.DOTALL)[theme]))
     pairs = [(ink, ground) for ink in ("ink", "soft", "reasoned", "base") for ground in ("paper", "card")]
     pairs += [("ink", "mark"), ("soft", "mark")] + [(f"t{shade}", f"q{shade}") for shade in range(7)]

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from saywhy import metrics as scores
 from saywhy import store
 from saywhy.records import RequestError
-from saywhy.report import figures, story
+from saywhy.report import classes, cost, figures, inside, page, story, trust
+from saywhy.report.explorer import LENGTH, calibrated, drawing, explorer
+from saywhy.report.figures import Figure, Table
+from saywhy.report.page import amount, cut, interval, percent, points
 from saywhy.report.story import System
 
 EXAMPLES = 10  # right answers shown, and wrong ones
-EXAMPLE_LENGTH = 600  # characters shown of a text or a reasoning
-LABEL_LENGTH = 60  # characters shown of a label in a table
 ANSWERED = (1.0, 0.9, 0.8, 0.5)  # shares of the rows to answer that the table of the surest rows has
-CLASSES = 20  # classes, and confusions, that a figure shows where there are more
-CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-UNDEFINED = Markup('<abbr title="undefined">–</abbr>')
 
 
 def render(metrics: Mapping[str, Any], predictions: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -39,11 +30,9 @@ def render(metrics: Mapping[str, Any], predictions: Mapping[str, Sequence[Mappin
     headline = story.headline(metrics, known)
     main = next((one for one in known if one.recommended), headline.systems[0] if headline.systems else None)
     base = next((one for one in headline.systems if one.tone == "base"), None)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        amount=_amount, cut=cut, decimals=_decimals, percent=_percent, points=_points, seconds=_seconds, p=_p
-    )
-    page = environment.from_string((files("saywhy") / "report.html").read_text("utf-8")).render(
+    probes = metrics.get("probes") or {}
+    return page.render(
+        "report.html",
         metrics=metrics,
         task=metrics["task"],
         known=known,
@@ -54,21 +43,28 @@ def render(metrics: Mapping[str, Any], predictions: Mapping[str, Sequence[Mappin
         metric_names=story.METRIC_NAMES,
         accuracy_figure=_accuracy_figure(known),
         difference_figure=_difference_figure(metrics, known, base),
-        classes=_classes(metrics, headline.systems),
-        confusions=[_confusion(metrics, one, index) for index, one in enumerate(_with_confusion(headline, known))],
+        classes=classes.by_class(metrics, headline.systems),
+        confusions=[
+            classes.confusion(metrics, one, index) for index, one in enumerate(_with_confusion(headline, known))
+        ],
+        rare=classes.rarest(metrics, known, headline, predictions),
         comparisons=_comparisons(metrics),
         sureness=_sureness(headline.systems),
         training=story.training(metrics),
         curves=_curves(metrics),
         cost_figure=_cost_figure(known),
+        latency=cost.latency(probes["latency"], {one.key: one for one in known}) if "latency" in probes else None,
+        trusted=trust.sections(probes.get("faithfulness") or {}),
+        untrusted="" if "faithfulness" in probes else trust.unmeasured(known),
+        trust_setting=trust.SETTING,
+        places=inside.places(probes.get("inside") or {}),
+        explorer=explorer(metrics["task"], known, _pair(main, headline), predictions),
         examples=_examples(metrics, known, main, headline, predictions),
         reasonings=_reasonings(metrics.get("reasonings")),
         audit=_audit(metrics),
         limits=story.limits(metrics, known, main),
-        undefined=UNDEFINED,
-        class_limit=CLASSES,
+        class_limit=classes.CLASSES,
     )
-    return CONTROL.sub("\ufffd", page)
 
 
 def write(run_folder: Path) -> Path:
@@ -92,13 +88,7 @@ def write(run_folder: Path) -> Path:
     return target
 
 
-def cut(text: object, length: int) -> str:
-    """The text on one line, at most `length` characters, with an ellipsis where it was cut."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
-
-
-def _accuracy_figure(known: Sequence[System]) -> Markup | None:
+def _accuracy_figure(known: Sequence[System]) -> Figure | None:
     """Accuracy with its interval for everything that answers, best first."""
     shown = [one for one in known if one.test and one.test.get("accuracy_ci95") and one.test["accuracy"] is not None]
     if not shown:
@@ -111,12 +101,15 @@ def _accuracy_figure(known: Sequence[System]) -> Markup | None:
         text = f"{100 * test['accuracy']:.1f}  [{low:.1f}, {high:.1f}]"
         rows.append(figures.Dot(_short(one), 100 * test["accuracy"], low, high, text, one.tone, shape))
     said = "; ".join(f"{row.name} {row.text}" for row in rows)
-    return figures.dots("accuracy", "Accuracy on the test split with 95% intervals, in percent", said, rows)
+    title = "Accuracy on the test split with 95% intervals, in percent"
+    cells = tuple((row.name, f"{row.value:.1f}", f"[{row.low:.1f}, {row.high:.1f}]") for row in rows)
+    table = Table(title, ("arm / mode", "accuracy", "95% interval"), cells)
+    return Figure(title, figures.dots("accuracy", title, said, rows), table)
 
 
-def _difference_figure(metrics: Mapping[str, Any], known: Sequence[System], base: System | None) -> Markup | None:
+def _difference_figure(metrics: Mapping[str, Any], known: Sequence[System], base: System | None) -> Figure | None:
     """What every other system gains or loses in accuracy against the best label_only arm."""
-    rows = []
+    rows, cells = [], []
     for one in known:
         row = story.difference(metrics, one.key, base.key) if base is not None else None
         if row is not None:
@@ -124,83 +117,25 @@ def _difference_figure(metrics: Mapping[str, Any], known: Sequence[System], base
             low, high = 100 * row.low, 100 * row.high
             text = f"{story.points(row.difference, sign=True)}  [{story.points(row.low)}, {story.points(row.high)}]"
             rows.append(figures.Dot(_short(one), 100 * row.difference, low, high, text, one.tone, shape))
+            span = interval((row.low, row.high), points)
+            cells.append((one.key, points(row.difference), span, page.p_value(row.p), percent(row.mde)))
     if not rows or base is None:
         return None
     title = f"Difference in accuracy to {base.key}, in points, with 95% intervals"
     said = "; ".join(f"{row.name} {row.text}" for row in rows)
-    return figures.dots("difference", title, said, rows, zero=True, clip=False)
+    table = Table(title, ("arm / mode", "points", "95% interval", "McNemar p", "could have shown"), tuple(cells))
+    return Figure(title, figures.dots("difference", title, said, rows, zero=True, clip=False), table)
 
 
-def _classes(metrics: Mapping[str, Any], pair: Sequence[System]) -> dict[str, Any] | None:
-    """F1 per class of the headline's systems, worst classes only where there are many."""
-    shown = [one for one in pair if one.test and one.test.get("per_class")]
-    if not shown:
-        return None
-    rows = []
-    for label in metrics["task"]["labels"]:
-        each = [(one.test or {})["per_class"][label] for one in shown]
-        rows.append(figures.ClassBars(label, each[0]["support"], tuple(one["f1"] for one in each)))
-    drawn = sorted(rows, key=_mean_f1)[:CLASSES] if len(rows) > CLASSES else rows
-    said = "; ".join(
-        f"{figures.fit(row.label, 30)}: " + ", ".join("undefined" if v is None else story.points(v) for v in row.values)
-        for row in drawn
-    )
-    title = f"F1 by class in percent: {' and '.join(one.key for one in shown)}"
-    figure = figures.class_bars("classes", title, said, drawn, [one.tone for one in shown])
-    recalls = [one for one in shown if (one.test or {}).get("recall_at_fpr")]
-    rates = list(next(iter((recalls[0].test or {})["recall_at_fpr"].values()))) if recalls else []
-    return {
-        "systems": shown,
-        "figure": figure,
-        "drawn": len(drawn),
-        "labels": metrics["task"]["labels"],
-        "recalls": recalls,
-        "rates": rates,
-    }
-
-
-def _mean_f1(row: figures.ClassBars) -> float:
-    """The mean of what is defined; a class without any figure comes last."""
-    defined = [value for value in row.values if value is not None]
-    return sum(defined) / len(defined) if defined else math.inf
+def _pair(main: System | None, headline: story.Headline) -> list[System]:
+    """The systems that the explorer begins with: the recommended one, and those of the headline."""
+    return [*([main] if main else []), *(one for one in headline.systems if one != main)]
 
 
 def _with_confusion(headline: story.Headline, known: Sequence[System]) -> list[System]:
     """Systems with a confusion matrix, the headline's first."""
     order = [*headline.systems, *(one for one in known if one not in headline.systems)]
     return [one for one in order if one.test and one.test.get("confusion")]
-
-
-def _confusion(metrics: Mapping[str, Any], one: System, index: int) -> dict[str, Any]:
-    """A matrix, or the most frequent confusions where there are many labels."""
-    labels, counts = metrics["task"]["labels"], (one.test or {})["confusion"]
-    wrong = [
-        (count, gold, answer)
-        for gold, row in enumerate(counts)
-        for answer, count in enumerate(row)
-        if count and gold != answer
-    ]
-    wrong.sort(key=lambda found: (-found[0], found[1], found[2]))
-    most = [
-        f"{figures.fit(labels[gold], 30)} answered as {figures.fit(labels[answer], 30)}: {count}"
-        for count, gold, answer in wrong[:5]
-    ]
-    said = "Most frequent confusions: " + "; ".join(most) if most else "No confusions."
-    title, key = f"Confusions of {one.key} on the test split", f"confusion-{index}"
-    if len(labels) <= figures.MATRIX_LABELS:
-        figure = figures.matrix(key, title, said, labels, counts)
-    else:
-        bars = [
-            figures.Bar(
-                f"{figures.fit(labels[gold], 17)} → {figures.fit(labels[answer], 17)}",
-                count,
-                f"{count} of {sum(counts[gold])}",
-                one.tone,
-            )
-            for count, gold, answer in wrong[:CLASSES]
-        ]
-        figure = figures.bars(key, title, said, bars)
-    return {"system": one, "figure": figure, "many": len(labels) > figures.MATRIX_LABELS, "kinds": len(wrong)}
 
 
 def _comparisons(metrics: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -237,7 +172,18 @@ def _sureness(pair: Sequence[System]) -> dict[str, Any] | None:
     marks = (figures.ticks(0.0, 100.0), figures.ticks(least, 100.0, 4))
     coverage = figures.curves("coverage", title, said, answered, *marks)
     by_share = [{point["share"]: point for point in test["coverage"]} for test in tests.values()]
+    columns = ("arm / mode", "mean probability", "share right", "rows")
+    cells = tuple(
+        (key, percent(part["confidence"]), percent(part["right"]), f"{part['n']:,}")
+        for key, test in tests.items()
+        for part in test["reliability"]
+    )
+    in_bins = Table("Bins of test rows, the least sure first, in percent", columns, cells)
+    points_ = tuple((key, f"{x:.1f}", f"{y:.1f}") for key, line in answered.items() for x, y in line)
+    by_coverage = Table(title, ("arm / mode", "answered", "accuracy"), points_)
     return {
+        "reliability_numbers": in_bins,
+        "coverage_numbers": by_coverage,
         "reliability": reliability,
         "coverage": coverage,
         "systems": shown,
@@ -262,7 +208,11 @@ def _curves(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     if not lines:
         return None
     said = "; ".join(f"{arm} from {line[0][1]:.3f} to {line[-1][1]:.3f}" for arm, line in lines.items())
+    cells = tuple(
+        (arm, f"{step:,.0f}", f"{loss:.4f}") for arm, line in lines.items() for step, loss in _some(line)
+    )
     return {
+        "numbers": Table("Training loss, about twenty steps of each curve", ("arm", "step", "loss"), cells),
         "figure": figures.curves("curves", "Training loss over steps", said, lines),
         "legend": [
             (figures.line_sample(index), arm, f"{line[-1][1]:.3f}") for index, (arm, line) in enumerate(lines.items())
@@ -270,7 +220,12 @@ def _curves(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _cost_figure(known: Sequence[System]) -> Markup | None:
+def _some(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """About twenty points of a curve, evenly taken, its first and last among them."""
+    return [line[round(place * (len(line) - 1) / 19)] for place in range(20)] if len(line) > 20 else list(line)
+
+
+def _cost_figure(known: Sequence[System]) -> Figure | None:
     """Computed tokens a row of every arm and mode."""
     rows = []
     for one in known:
@@ -278,7 +233,9 @@ def _cost_figure(known: Sequence[System]) -> Markup | None:
         if tokens is not None:
             rows.append(figures.Bar(_short(one), tokens, f"{tokens:,.1f}", one.tone))
     said = "; ".join(f"{row.name} {row.text}" for row in rows)
-    return figures.bars("cost", "Computed tokens a row on the test split", said, rows) if rows else None
+    title = "Computed tokens a row on the test split"
+    table = Table(title, ("arm / mode", "tokens a row"), tuple((row.name, row.text) for row in rows))
+    return Figure(title, figures.bars("cost", title, said, rows), table) if rows else None
 
 
 def _examples(
@@ -298,7 +255,7 @@ def _examples(
     base = next((one for one in have if one.tone == "base" and one.key != shown.key), None)
     beside = {row["id"]: row["label"] for row in predictions[f"{base.arm}-{base.mode}"]} if base else {}
     # The order of the ids' hashes is as good as a drawing and the same in every report.
-    rows = sorted(predictions[f"{shown.arm}-{shown.mode}"], key=_drawing)
+    rows = sorted(predictions[f"{shown.arm}-{shown.mode}"], key=lambda row: drawing(row["id"]))
     groups = []
     for right in (True, False):
         found = [row for row in rows if (row["label"] == row["gold"]) is right]
@@ -307,22 +264,13 @@ def _examples(
     return {"system": shown, "base": base, "groups": groups, "reasoned": bool(said), "n": len(rows)}
 
 
-def _drawing(row: Mapping[str, Any]) -> bytes:
-    return hashlib.sha256(str(row["id"]).encode("utf-8", "surrogatepass")).digest()
-
-
 def _example(metrics: Mapping[str, Any], one: System, row: Mapping[str, Any], beside: str | None) -> dict[str, Any]:
-    labels = row.get("choices") or metrics["task"]["labels"]
-    given = row.get("probabilities")
-    probability = None
-    if given is not None and row["label"] in labels:
-        calibrated = scores.apply_temperature(np.asarray([given], dtype=np.float64), one.temperature or 1.0)
-        if one.prior:
-            calibrated = scores.apply_prior(calibrated, np.array([one.prior.get(label, 1.0) for label in labels]))
-        probability = float(calibrated[0][list(labels).index(row["label"])])
+    labels = list(row.get("choices") or metrics["task"]["labels"])
+    shares = calibrated(labels, one, row)
+    probability = shares[labels.index(row["label"])] if shares and row["label"] in labels else None
     return {
-        "text": cut(row["text"], EXAMPLE_LENGTH),
-        "reasoning": cut(row.get("reasoning") or "", EXAMPLE_LENGTH),
+        "text": cut(row["text"], LENGTH),
+        "reasoning": cut(row.get("reasoning") or "", LENGTH),
         "gold": row["gold"],
         "label": row["label"],
         "probability": probability,
@@ -354,7 +302,14 @@ def _reasonings(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         **summary,
         "figure": figures.bars("reasonings", "What became of the candidates", said, bars),
-        "classes": sorted((summary.get("by_class") or {}).items(), key=lambda one: -one[1]["rows"])[:CLASSES],
+        "numbers": Table(
+            "What became of the candidates",
+            ("verdict", "candidates", "%"),
+            tuple(
+                (name.replace("_", " "), amount(n), percent(n / candidates if candidates else None)) for name, n in rows
+            ),
+        ),
+        "classes": sorted((summary.get("by_class") or {}).items(), key=lambda one: -one[1]["rows"])[:classes.CLASSES],
         "reasons": [name for name, _ in rows[1:] if name in dropped],
         "shown": _by_reason(summary.get("samples") or ()),
         "leakage_said": story.leakage(leakage),
@@ -393,39 +348,4 @@ def _overlap_name(name: str) -> str:
 
 
 def _short(one: System) -> str:
-    return f"{one.mode} (floor)" if one.tone == "floor" else f"{one.arm} / {one.mode}"
-
-
-def _given(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _percent(value: float | None) -> str:
-    return f"{100 * value:.1f}" if value is not None and _given(value) else UNDEFINED
-
-
-def _decimals(value: float | None, places: int = 3) -> str:
-    return f"{value:,.{places}f}".replace("-", "−") if value is not None and _given(value) else UNDEFINED
-
-
-def _amount(value: float | None) -> str:
-    return story.amount(value) if value is not None and _given(value) else UNDEFINED
-
-
-def _points(value: float | None) -> str:
-    return story.points(value, sign=True) if value is not None and _given(value) else UNDEFINED
-
-
-def _p(value: float | None) -> str:
-    return story.p_value(value).removeprefix("p\u00a0").removeprefix("=\u00a0") if value is not None else UNDEFINED
-
-
-def _seconds(value: float | None) -> str:
-    """A duration as people say it."""
-    if value is None or not _given(value):
-        return UNDEFINED
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    return f"{one.mode.replace('_', '-')} (floor)" if one.tone == "floor" else f"{one.arm} / {one.mode}"

@@ -52,6 +52,26 @@ class ClassBars:
     values: tuple[float | None, ...]
 
 
+@dataclass(frozen=True)
+class Table:
+    """What a table shows, the names of its columns, and its rows: a name and cells, all as they are written."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing under its title, its legend above it, and beneath it what it means and its numbers."""
+
+    title: str
+    svg: Markup
+    numbers: Table
+    legend: tuple[tuple[Markup, str], ...] = ()
+    caption: str = ""
+
+
 def fit(text: str, width: int) -> str:
     """The text on one line, cut with an ellipsis to `width` columns; wide characters count as two."""
     line = " ".join(text.split())
@@ -73,16 +93,25 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round(step * place, 10) for place in range(first, last + 1)]
 
 
-def dots(key: str, title: str, description: str, rows: Sequence[Dot], zero: bool = False, clip: bool = True) -> Markup:
+def dots(
+    key: str,
+    title: str,
+    description: str,
+    rows: Sequence[Dot],
+    zero: bool = False,
+    clip: bool = True,
+    marks: Sequence[float] = (),
+) -> Markup:
     """Values with their intervals, one below the other, on one axis.
 
-    `zero` draws the line of no difference; `clip` keeps the axis within 0 and 100, as shares in percent need it.
+    `zero` draws the line of no difference; `clip` keeps the axis within 0 and 100, as shares in percent need it;
+    `marks` are those of the axis where it is to be as long whatever the values are.
     """
     low, high = min(row.low for row in rows), max(row.high for row in rows)
     if zero:
         room = 0.1 * max(abs(low), abs(high), 1.0)
         low, high = min(low, -room), max(high, room)
-    marks = ticks(max(low, 0.0) if clip else low, min(high, 100.0) if clip else high, 6)
+    marks = marks or ticks(max(low, 0.0) if clip else low, min(high, 100.0) if clip else high, 6)
     place = _scale(marks[0], marks[-1], 1.5, 98.5)
     bottom = 48 * len(rows) + 8
     parts = [_axis(marks, place, bottom, 6)]
@@ -135,7 +164,7 @@ def class_bars(key: str, title: str, description: str, rows: Sequence[ClassBars]
         for number, (value, tone) in enumerate(zip(row.values, tones, strict=True)):
             top = y + 23 + number * (thick + 3)
             if value is not None:
-                fill = Markup(' style="fill:url(#{}-hatch)"').format(key) if tone == "base" else ""
+                fill = Markup(' fill="url(#{}-hatch)"').format(key) if tone == "base" else ""
                 bar = '<rect class="bar {}"{} x="0" y="{}" width="{}" height="{}" rx="2"/>'
                 parts.append(Markup(bar).format(tone, fill, top, place(value), thick))
             text = "–" if value is None else f"{100 * value:.1f}"
@@ -189,17 +218,20 @@ def curves(
     across: Sequence[float] = (),
     up: Sequence[float] = (),
     even: bool = False,
+    bands: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
+    names: Mapping[float, str] | None = None,
 ) -> Markup:
     """One figure over another, such as loss over steps: a line for each arm, in the order of `line_sample`.
 
-    `across` and `up` are the marks of the axes where those of the points will not do. `even` draws every point, and the
-    line on which both figures are equal.
+    `across` and `up` are the marks of the axes where those of the points will not do, and `names` what to write below
+    those across. `even` draws every point, and the line on which both figures are equal. `bands` has the interval of
+    each line as (x, low, high).
     """
     points = [point for line in lines.values() for point in line]
     across = across or ticks(min(x for x, _ in points), max(x for x, _ in points))
     up = up or ticks(min(0.0, *(y for _, y in points)), max(y for _, y in points), 4)
     height, place = 260, _scale(across[0], across[-1], 1.5, 98.5)
-    parts = [_axis(across, place, height, height - 5)]
+    parts = [_axis(across, place, height, height - 5, names=names)]
     if even:
         ends = (place(across[0]), place(across[-1]), _level(across[0], up, height), _level(across[-1], up, height))
         equal = '<line class="zero" stroke-dasharray="3 4" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
@@ -208,15 +240,22 @@ def curves(
         y = _level(mark, up, height)
         parts.append(Markup('<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>').format(y))
         parts.append(Markup('<text class="tick" x="0" y="{:.1f}">{:g}</text>').format(y - 4, mark))
+
+    def way(found: Iterable[tuple[float, float]]) -> str:
+        return " ".join(f"{10 * float(place(x)[:-1]):.1f},{_level(y, up, height):.1f}" for x, y in found)
+
     body = []
-    for index, line in enumerate(lines.values()):
+    for index, (name, line) in enumerate(lines.items()):
         kept = thin(line)
-        way = " ".join(f"{10 * float(place(x)[:-1]):.1f},{_level(y, up, height):.1f}" for x, y in kept)
         for x, y in kept if even or len(kept) == 1 else ():
             spot = '<circle class="spot c{}" cx="{}" cy="{:.1f}" r="4"/>'
             parts.append(Markup(spot).format(index % 6, place(x), _level(y, up, height)))
+        band = (bands or {}).get(name) or ()
+        if band:
+            edge = way([*((x, low) for x, low, _ in band), *((x, high) for x, _, high in reversed(band))])
+            body.append(Markup('<polygon class="band c{}" points="{}"/>').format(index % 6, edge))
         curve = '<polyline class="curve c{}" stroke-dasharray="{}" points="{}" vector-effect="non-scaling-stroke"/>'
-        body.append(Markup(curve).format(index % 6, DASHES[index % 6], way))
+        body.append(Markup(curve).format(index % 6, _dash(index), way(kept)))
     frame = '<svg x="0" y="0" width="100%" height="{0}" viewBox="0 0 1000 {0}" preserveAspectRatio="none">{1}</svg>'
     parts.append(Markup(frame).format(height, Markup("").join(body)))
     return _svg(key, title, description, height + 24, parts)
@@ -228,7 +267,12 @@ def line_sample(index: int) -> Markup:
         '<svg class="sample" width="38" height="10" aria-hidden="true" focusable="false">'
         '<line class="curve c{}" stroke-dasharray="{}" x1="1" x2="37" y1="5" y2="5"/></svg>'
     )
-    return Markup(sample).format(index % 6, DASHES[index % 6])
+    return Markup(sample).format(index % 6, _dash(index))
+
+
+def _dash(index: int) -> str:
+    """The dashes of a line: where a colour comes again, they are others."""
+    return DASHES[(index + index // 6) % 6]
 
 
 def thin(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -257,15 +301,21 @@ def _level(value: float, marks: Sequence[float], height: int) -> float:
 
 
 def _axis(
-    marks: Sequence[float], place: Callable[[float], str], bottom: int, top: int, percent: bool = False
+    marks: Sequence[float],
+    place: Callable[[float], str],
+    bottom: int,
+    top: int,
+    percent: bool = False,
+    names: Mapping[float, str] | None = None,
 ) -> Markup:
     parts = []
     for index, mark in enumerate(marks):
         anchor = "start" if index == 0 else "end" if index == len(marks) - 1 and not percent else "middle"
         text = f"{100 * mark:.0f}" if percent else f"{mark:,.10g}".replace("-", "\u2212")
+        text = names[mark] if names else text
         tick = (
             '<line class="grid" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>'
-            '<text class="tick" x="{0}" y="{3}" style="text-anchor:{4}">{5}</text>'
+            '<text class="tick" x="{0}" y="{3}" text-anchor="{4}">{5}</text>'
         )
         parts.append(Markup(tick).format(place(mark), top, bottom, bottom + 17, anchor, text))
     return Markup("").join(parts)

@@ -12,7 +12,13 @@ SIGNIFICANT = 0.05
 FEW_ROWS = 20  # a class with fewer test rows is named in the small print
 NBSP = "\u00a0"  # keeps "n = 300" on one line
 UNMEASURED = "Whether saying why helped was not measured."
-FLOOR_NAMES = {"majority": "the majority floor", "linear": "the linear floor"}
+FLOOR_NAMES = {
+    "majority": "the majority floor",
+    "linear": "the linear floor",
+    "encoder": "the fine-tuned encoder",
+    "zero_shot": "the base asked as it is",
+}
+BESIDE = {"linear": "the linear floor (TF-IDF and logistic regression)"}  # a floor at greater length
 METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mean_recall": "mean recall"}
 
 
@@ -52,6 +58,7 @@ class Difference:
     a_only: int
     b_only: int
     n: int
+    mde: float | None = None
 
     @property
     def apart(self) -> bool:
@@ -98,9 +105,10 @@ def difference(metrics: Mapping[str, Any], a: str, b: str, metric: str = "accura
         low, high = row["ci95"]
         only = (row.get("a_only") or 0, row.get("b_only") or 0)
         p = (row["p_mcnemar"], row["p_holm"])
+        rest = (row["n"], row.get("mde"))
         if row["a"] == a:
-            return Difference(a, b, row["difference"], low, high, *p, *only, row["n"])
-        return Difference(a, b, -row["difference"], -high, -low, *p, only[1], only[0], row["n"])
+            return Difference(a, b, row["difference"], low, high, *p, *only, *rest)
+        return Difference(a, b, -row["difference"], -high, -low, *p, only[1], only[0], *rest)
     return None
 
 
@@ -287,7 +295,18 @@ def _pair_sentence(metrics: Mapping[str, Any], reasoned: System, base: System, r
         "none": ": chance alone can bring that about. It does not show that the two are equal",
         "hint": ": a sign of a difference, but the interval and the corrected test do not both bear it out",
     }
-    return f"{start} {figures}{ends.get(case, '')}."
+    shown = f" {could_show(row)}" if case in ends else ""
+    return f"{start} {figures}{ends.get(case, '')}.{shown}".rstrip()
+
+
+def could_show(row: Difference) -> str:
+    """The smallest difference that the rows of a comparison could have shown; empty where that is not known."""
+    if row.mde is None:
+        return ""
+    return (
+        f"The smallest difference that these {row.n:,} rows would have shown four times out of five is "
+        f"{points(row.mde)} points."
+    )
 
 
 def _other_metric(
@@ -319,23 +338,28 @@ def _other_choice(case: str, reasoned: System, base: System) -> list[str]:
 def _beside_floors(metrics: Mapping[str, Any], known: Sequence[System], winner: System) -> list[str]:
     """How the winner stands to the floors."""
     said = []
-    row = difference(metrics, winner.key, "floors/linear")
-    if row is not None:
+    for floor in ("linear", "encoder", "zero_shot"):
+        row = difference(metrics, winner.key, f"floors/{floor}")
+        if row is None:
+            continue
+        name = FLOOR_NAMES[floor]
+        full = BESIDE.get(floor, name)
         figures = (
             f"{points(abs(row.difference))} points (95% interval {points(min(abs(row.low), abs(row.high)))} to "
             f"{points(max(abs(row.low), abs(row.high)))}, {p_value(row.p)})"
         )
         clear = row.apart and row.p is not None and row.p < SIGNIFICANT
         if clear and row.difference < 0:
-            said.append(f"The linear floor (TF-IDF and logistic regression) beats {winner.name} by {figures}.")
+            said.append(f"{full[0].upper()}{full[1:]} beats {winner.name} by {figures}.")
         elif clear:
-            said.append(f"{winner.name} beats the linear floor by {figures}.")
+            said.append(f"{winner.name} beats {name} by {figures}.")
         else:
-            said.append(
-                f"{winner.name} and the linear floor (TF-IDF and logistic regression) are not clearly apart: "
+            sentence = (
+                f"{winner.name} and {full} are not clearly apart: "
                 f"{points(row.difference, sign=True)} points (95% interval {points(row.low)} to {points(row.high)}, "
-                f"{p_value(row.p)})."
+                f"{p_value(row.p)}). {could_show(row)}"
             )
+            said.append(sentence.rstrip())
     majority = next((one.test for one in known if one.key == "floors/majority" and one.test), None)
     if majority and 0 <= _accuracy(winner.test) <= _accuracy(majority):
         said.append(f"Always giving the most frequent label is right at least as often ({_share(majority)}).")
@@ -367,7 +391,10 @@ def _nothing(floors: Sequence[System]) -> Headline:
     best = max(floors, key=lambda one: _accuracy(one.test), default=None)
     sentence = "There are no figures."
     if best is not None:
-        sentence = f"Only the floors were measured: {best.name} is right in {_share(best.test)} of the test rows."
+        sentence = (
+            f"Only the floors were measured: {best.name} is right in {_share(best.test)} of the test rows"
+            f"{_interval(best.test)}."
+        )
     return Headline("nothing", "No model was trained.", sentence, (), (best,) if best else ())
 
 
