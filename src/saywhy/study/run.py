@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from saywhy import pipeline, report, store
+from saywhy import pipeline, store
 from saywhy.config import Cell, Config, dump
 from saywhy.progress import say
 from saywhy.records import WorkError
+from saywhy.report.study import write_study
 from saywhy.study.cells import CellRun, Plan, plan
 from saywhy.study.gather import gather
 
@@ -30,7 +31,7 @@ def run(config: Config, cells: Sequence[Cell], folder: Path, command: str) -> Pa
         done = _done(planned, folder)
         document = gather(done, folder, "study", config.task.name, command)
         store.write_json(folder / "study.json", document)
-        path = report.write_study(folder)
+        path = write_study(folder)
     failed = [one for one in done.runs if one.why]
     if len(failed) == len(done.runs):
         raise WorkError(f"{folder}: no cell could be finished; the first one: {failed[0].why}")
