@@ -186,8 +186,14 @@ def test_nobody_reaches_everything_against_a_wrong_gold_label() -> None:
     assert scores["n"] == 6
     assert scores["accuracy"] == 5 / 6
     assert scores["confusion"] == [[1, 0, 0], [0, 2, 0], [1, 0, 2]]
-    assert scores["per_class"]["sad"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
-    assert scores["per_class"]["mad"] == {"precision": 1.0, "recall": pytest.approx(2 / 3), "f1": 0.8, "support": 3}
+    assert scores["per_class"]["sad"] == {
+        **{"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1},
+        **{"precision_ci95": list(metrics.wilson(1, 2) or ()), "recall_ci95": list(metrics.wilson(1, 1) or ())},
+    }
+    assert scores["per_class"]["mad"] == {
+        **{"precision": 1.0, "recall": pytest.approx(2 / 3), "f1": 0.8, "support": 3},
+        **{"precision_ci95": list(metrics.wilson(2, 2) or ()), "recall_ci95": list(metrics.wilson(2, 3) or ())},
+    }
     assert scores["macro_f1"] == pytest.approx((2 / 3 + 1 + 0.8) / 3)
     assert scores["mean_recall"] == pytest.approx((1 + 1 + 2 / 3) / 3)
     assert scores["nll"] == pytest.approx(-(5 * math.log(0.8) + math.log(0.1)) / 6)
@@ -497,6 +503,8 @@ def test_differences_are_those_of_the_scores_and_lie_in_their_intervals() -> Non
         assert row["difference"] == pytest.approx(scores[row["a"]][name] - scores[row["b"]][name])
         low, high = row["ci95"]
         assert low < row["difference"] < high
+        # About 2.8 standard errors, of which the interval has about 3.9.
+        assert row["mde"] == pytest.approx((high - low) * 2.8 / 3.92, rel=0.15)
         assert (row["p_mcnemar"] is None) == (row["p_holm"] is None) == (name != "accuracy")
     assert_plain(rows)
 
@@ -694,7 +702,7 @@ def test_metrics_json_has_the_shape_of_the_contract(tmp_path: Path) -> None:
         (modes[1], modes[0]),
     }
     assert set(found["comparisons"][0]) == {
-        *("a", "b", "metric", "difference", "ci95", "p_mcnemar", "p_holm", "a_only", "b_only", "n")
+        *("a", "b", "metric", "difference", "ci95", "p_mcnemar", "p_holm", "a_only", "b_only", "mde", "n")
     }
     assert_plain(found)
     store.write_json(tmp_path / "metrics.json", found)

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import (
     balanced_accuracy_score,
+    brier_score_loss,
     cohen_kappa_score,
     confusion_matrix,
     f1_score,
@@ -23,6 +25,10 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
     roc_curve,
 )
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
 
 from saywhy import metrics
 from saywhy.metrics import Floats, Ints
@@ -67,8 +73,16 @@ def test_counts_and_scores_of_a_hand_worked_table() -> None:
 
 def test_per_class_is_null_exactly_where_undefined() -> None:
     # A fourth label that no row has but one is answered with, and a fifth that does not occur at all.
-    table = metrics.per_class(metrics.count(np.append(GOLD, 0), np.append(PREDICTED, 3), 5), list("abcde"))
-    assert list(table) == list("abcde")
+    counts = metrics.count(np.append(GOLD, 0), np.append(PREDICTED, 3), 5)
+    found = metrics.per_class(counts, list("abcde"))
+    assert list(found) == list("abcde")
+    intervals = {name: (row.pop("recall_ci95"), row.pop("precision_ci95")) for name, row in found.items()}
+    assert intervals["a"] == (metrics.wilson(3, 5), metrics.wilson(3, 5))
+    assert intervals["b"] == (metrics.wilson(1, 2), metrics.wilson(1, 2))
+    assert intervals["c"] == (metrics.wilson(0, 1), None)
+    assert intervals["d"] == (None, metrics.wilson(0, 1))
+    assert intervals["e"] == (None, None)
+    table: dict[str, dict[str, float | int | None]] = found
     assert table["a"] == {"precision": 3 / 5, "recall": 3 / 5, "f1": 3 / 5, "support": 5}
     assert table["c"] == {"precision": None, "recall": 0.0, "f1": 0.0, "support": 1}
     assert table["d"] == {"precision": 0.0, "recall": None, "f1": 0.0, "support": 0}
@@ -131,6 +145,7 @@ def test_wilson_agrees_with_scipy_and_mirrors(n: int, share: float) -> None:
     assert mirrored is not None
     oracle = binomtest(right, n).proportion_ci(0.95, method="wilson")
     assert found == pytest.approx((oracle.low, oracle.high), abs=1e-12)
+    assert found == pytest.approx(proportion_confint(right, n, method="wilson"), abs=1e-12)
     assert found == pytest.approx((1 - mirrored[1], 1 - mirrored[0]), abs=1e-12)
     assert 0 <= found[0] <= right / n <= found[1] <= 1
 
@@ -164,6 +179,8 @@ def test_nll_agrees_with_scikit_learn_and_brier_with_its_definition(case: tuple[
         for row, right in zip(probabilities.tolist(), gold.tolist(), strict=True)
     ]
     assert metrics.brier(probabilities, gold) == pytest.approx(sum(by_hand) / len(by_hand))
+    oracle = brier_score_loss(gold, probabilities, labels=range(labels), scale_by_half=False)
+    assert metrics.brier(probabilities, gold) == pytest.approx(oracle)
 
 
 def test_nll_of_an_impossible_label_is_finite_and_brier_is_two() -> None:
@@ -179,6 +196,15 @@ def test_ece_has_bins_of_equally_many_rows() -> None:
     assert metrics.ece(confidence, right, bins=2) == pytest.approx((1 / 15 + 0.2) / 2)
     # Bins of equal width would say something else: [0, 0.5] and (0.5, 1] hold three rows each, [0, 1/3] only one.
     assert metrics.ece(confidence, right, bins=3) == pytest.approx((abs(1 - 0.7) + abs(1 - 1.2) + abs(2 - 1.7)) / 6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ece_is_the_mean_gap_of_scikit_learns_calibration_curve(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    confidence = random.permutation(np.linspace(0.3, 0.99, 10 * metrics.ECE_BINS))
+    right = random.random(len(confidence)) < confidence**2
+    shares, means = calibration_curve(right, confidence, n_bins=metrics.ECE_BINS, strategy="quantile")
+    assert metrics.ece(confidence, right) == pytest.approx(np.abs(shares - means).mean())
 
 
 def test_ece_does_not_depend_on_the_order_of_tied_rows() -> None:
@@ -446,6 +472,9 @@ def test_mcnemar_is_exact_and_symmetric(a_only: int, b_only: int) -> None:
     tail = sum(Fraction(math.comb(n, k), 2**n) for k in range(min(a_only, b_only) + 1))
     assert metrics.mcnemar_exact(a_only, b_only) == pytest.approx(float(min(Fraction(1), 2 * tail)))
     assert metrics.mcnemar_exact(a_only, b_only) == pytest.approx(metrics.mcnemar_exact(b_only, a_only))
+    if n:
+        oracle = mcnemar([[7, a_only], [b_only, 2]], exact=True).pvalue
+        assert metrics.mcnemar_exact(a_only, b_only) == pytest.approx(oracle)
 
 
 def test_holm_by_hand_is_monotone_and_in_the_order_given() -> None:
@@ -453,6 +482,13 @@ def test_holm_by_hand_is_monotone_and_in_the_order_given() -> None:
     assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert metrics.holm([0.6, 0.9]) == [1.0, 1.0]
     assert metrics.holm([]) == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 40])
+def test_holm_agrees_with_statsmodels(size: int) -> None:
+    # With ties, and with values that Bonferroni would put above 1.
+    pvalues = (np.random.default_rng(size).random(size) ** 3).round(2).tolist()
+    assert metrics.holm(pvalues) == pytest.approx(multipletests(pvalues, method="holm")[1])
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
@@ -532,6 +568,18 @@ def test_two_thousand_resamples_of_two_thousand_rows_take_well_under_two_seconds
     started = time.process_time()
     assert metrics.paired_bootstrap(metrics.macro_f1, gold, a, b, 2000, 0) is not None
     assert time.process_time() - started < 4  # processor time of all threads
+
+
+def test_the_minimum_detectable_effect_is_that_of_statsmodels() -> None:
+    # 1.96 + 0.84 standard errors, as in Bloom (1995).
+    assert metrics.minimum_detectable(0.5) == pytest.approx(1.4008, abs=5e-5)
+    many = TTestPower().solve_power(nobs=1e6, alpha=0.05, power=0.8) * 1e3
+    assert metrics.minimum_detectable(1.0) == pytest.approx(many, rel=1e-3)
+    # Quantiles of Student's t are a little below the exact ones, which are of his noncentral distribution.
+    for seeds, apart in ((3, 0.06), (5, 0.02), (10, 0.002), (50, 0.002)):
+        exact = TTestPower().solve_power(nobs=seeds, alpha=0.05, power=0.8) * math.sqrt(seeds)
+        assert metrics.minimum_detectable(1.0, seeds - 1) == pytest.approx(exact, rel=apart)
+    assert metrics.minimum_detectable(0.0) is None
 
 
 def test_number_is_plain_or_none() -> None:

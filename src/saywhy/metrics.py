@@ -134,8 +134,11 @@ def confusion(gold: Ints, predicted: Ints, labels: int) -> list[list[int]]:
     return table
 
 
-def per_class(counts: Counts, names: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
-    """Precision, recall, F1 and support of each label by name; None where there is nothing to divide by."""
+def per_class(counts: Counts, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Precision, recall, F1 and support of each label by name; None where there is nothing to divide by.
+
+    `recall_ci95` and `precision_ci95` are Wilson's, over the rows of the label and over those answered with it.
+    """
     precision = _divide(counts.hit, counts.predicted)
     recall = _divide(counts.hit, counts.gold)
     f1 = _divide(2 * counts.hit, counts.gold + counts.predicted)
@@ -145,6 +148,8 @@ def per_class(counts: Counts, names: Sequence[str]) -> dict[str, dict[str, float
             "recall": number(recall[i]),
             "f1": number(f1[i]),
             "support": int(counts.gold[i]),
+            "recall_ci95": wilson(int(counts.hit[i]), int(counts.gold[i])),
+            "precision_ci95": wilson(int(counts.hit[i]), int(counts.predicted[i])),
         }
         for i, name in enumerate(names)
     }
@@ -443,10 +448,11 @@ def interval(differences: Floats) -> tuple[float, float, float] | None:
 
 
 def minimum_detectable(error: float, freedom: float = math.inf, power: float = 0.8) -> float | None:
-    """The smallest true difference that a two-sided test at 5% finds with this power (Bloom 1995).
+    """The smallest true difference that a two-sided test at 5% finds with this power: the minimum detectable effect.
 
-    (t of 0.975 + t of the power) · error, with Student's quantiles at the error's degrees of freedom, the normal ones
-    where they are without end. None where the error is 0: nothing was seen of chance then.
+    (quantile of 0.975 + quantile of the power) · error, of the normal distribution (Bloom 1995), of Student's where the
+    error has few degrees of freedom (Burlig, Preonas and Woerman 2020, equation 1). None where the error is 0: nothing
+    was seen of chance then.
     """
     return float(student.ppf(0.975, freedom) + student.ppf(power, freedom)) * error if error > 0 else None
 

@@ -112,7 +112,8 @@ def compare(
 ) -> dict[str, Any]:
     """One system against another on the same rows: a − b, its paired bootstrap interval and exact McNemar.
 
-    Rows are matched by id. `p_mcnemar` is None but for accuracy, `p_holm` always: one comparison has no family.
+    Rows are matched by id. `p_mcnemar` is None but for accuracy, `p_holm` always: one comparison has no family. `mde`
+    is the smallest difference that the bootstrap's standard error lets be found, None where all resamples are equal.
     """
     check_metric(task, metric)
     measured = measure(task, {a_name: a, b_name: b}, (metric,), resamples, seed)
@@ -208,6 +209,7 @@ def _row(a_name: str, a: Measured, b_name: str, b: Measured, metric: str) -> dic
         "p_holm": None,
         "a_only": a_only,
         "b_only": b_only,
+        "mde": None if found is None else metrics.minimum_detectable(found[2]),
         "n": len(a.ids),
     }
 

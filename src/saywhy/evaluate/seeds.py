@@ -6,12 +6,12 @@ A difference found on some test rows with some seeds has two sources of chance: 
 answered the same ids (rows and seeds are crossed then); seeds with other rows are resampled on their own. This gives
 the variance V_rows of the mean over these seeds, with its percentiles.
 
-**Seeds** are few, and resampling few of them understates their variance: of m seeds it finds (m - 1)/m, and their
-percentiles are those of a normal distribution where Student's are wanted (Davison and Hinkley 1997, section 3.8;
-Cameron, Gelbach and Miller 2008). Resampling both at once also counts what belongs to a row in one seed three times
-(Owen 2007, "The pigeonhole bootstrap"). So their variance is estimated, as in an analysis of variance with random
-effects (Searle, Casella and McCulloch 1992, chapter 4): S², the sample variance of the seeds' values, holds the
-variance σ² of seeds and e, what the drawn rows alone make seeds differ by, which the resamples show. Then
+**Seeds** are few, and resampling few of them understates their variance: of m seeds it finds (m - 1)/m (Davison and
+Hinkley 1997, section 3.8; Field and Welsh 2007), and percentiles of so few are narrower than Student's t. Resampling
+both at once also counts up to three times what belongs to one row in one seed (Owen 2007, "The pigeonhole bootstrap").
+So their variance is estimated, as in an analysis of variance with random effects (Searle, Casella and McCulloch 1992,
+chapter 4): S², the sample variance of the seeds' values, holds the variance of seeds and e, the variance between seeds
+that the choice of rows alone brings, which the resamples show. Then
 
     V = V_rows + max(0, S² - e) / m
 
