@@ -25,7 +25,7 @@ ModeName = Literal["label", "reason", "explain", "vote", "ensemble", "adaptive"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 # What stands in a run's folder beside the arms' own folders.
 RUN_FILES = (
-    "base", "reasoner", "reasonings", "scorer-0", "scorer-1", "answers.sqlite", "predictions", "trackers",
+    "base", "reasoner", "reasonings", "scorer-0", "scorer-1", "answers.sqlite", "predictions", "trackers", "floors",
     "config.yaml", "journal.jsonl", "metrics.json", "report.html",
 )  # fmt: skip
 

@@ -15,8 +15,9 @@ from saywhy.data import fingerprint, read
 from saywhy.journal import Journal
 from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
+from saywhy.pipeline.floors import floors
 from saywhy.pipeline.measures import course, measured, measured_by
-from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, tracked, worked_lessons
+from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, keep, stage, tracked, worked_lessons
 from saywhy.pipeline.writers import merger, reckoned, writers
 from saywhy.predict import Classifier, answer, load, too_long
 from saywhy.progress import say
@@ -389,7 +390,7 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None, lesson
         task=data.task,
         dev=dev,
         test=test,
-        floor=evaluate.floor_answers(data.task, data.train, data.dev, data.test),
+        floor=floors(this),
         train=train,
         audit=data.audit,
         versions=versions(),
@@ -462,13 +463,12 @@ def _answers(
 ) -> evaluate.Answers:
     """Let a model folder, as written and loaded again, answer a split; answers whose stamp matches stand."""
     name = f"{made.folder.name}-{mode}-{split}"
-    path = this.folder / "predictions" / f"{name}.parquet"
     asked = this.config.evaluate
     settings = {"mode": mode, "prune": asked.prune, "fitted": fitted if mode == "adaptive" else {}}
     stamp = store.fingerprint("predictions", settings, {"model": made.stamp, "rows": fingerprint(rows)})
-    if store.table_stamp(path) != stamp:
+
+    def write(path: Path) -> None:
         model = opened(made.folder)
-        path.parent.mkdir(exist_ok=True)
         facts = {"cut": too_long(model, rows), "prior": dict(model.prior)}
 
         def ask(some: Sequence[Row]) -> list[Prediction]:
@@ -476,4 +476,6 @@ def _answers(
 
         evaluate.answer(ask, rows, path, this.data.task, stamp, facts)
         store.append(this.folder / "journal.jsonl", {"stage": name, "stamp": stamp, "event": "done"})
+
+    path = keep(this, f"predictions/{name}.parquet", lambda one: store.table_stamp(one) == stamp, write)
     return evaluate.load_answers(path, this.data.task)

@@ -61,6 +61,14 @@ def stage(this: Run, name: str, kind: str, settings: object, inputs: object, wor
     return Made(folder, stamp)
 
 
+def keep(this: Run, name: str, same: Callable[[Path], bool], write: Callable[[Path], None]) -> Path:
+    """Have a file of the run written, unless it stands there as it should be."""
+    path = this.folder / name
+    if not same(path):
+        write(path)
+    return path
+
+
 def _do(work: Callable[[Path], None], folder: Path) -> None:
     """Work in a folder; a file that the system refuses to write ends the work, not the program."""
     try:
