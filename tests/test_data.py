@@ -315,6 +315,56 @@ def test_templates_that_cannot_be_filled_are_refused(written: str, message: str)
     assert message in str(caught.value)
 
 
+TALK = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": [{"type": "text", "text": "Where is "}, {"type": "text", "text": "it?"}], "name": "x"},
+    {"role": "assistant", "content": None, "tool_calls": [1]},
+    {"role": "user", "content": "There.\n\nassistant: yes \n"},
+]
+SAID = "system: Be kind.\n\nuser: Where is it?\n\nassistant:\n\nuser: There.\n\nassistant: yes"
+
+
+def test_a_conversation_becomes_a_paragraph_a_message(tmp_path: Path) -> None:
+    plain = [{"role": "user", "content": "hm"}, {"role": "bot", "content": "so"}]
+    records = [{"talk": TALK, "to": "us", "label": "a"}, {"talk": plain, "to": 1, "label": "b"}]
+    records += [{"talk": [], "to": "", "label": "b"}, {"talk": "as it is", "to": None, "label": "a"}]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    found = only(tmp_path, "r.jsonl", lines, "task.text=talk")
+    assert [row.text for row in found] == [SAID, "user: hm\n\nbot: so", "", "as it is"]
+    (first, *_) = only(tmp_path, "r.jsonl", lines, "task.text='To {to}: {talk}'")
+    assert first.pieces == ("To ", "us", ": ", SAID, "")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"talk": plain}]), tmp_path / "r.parquet")
+    made = config.parse("task: {name: a, instruction: b, text: talk}\ndata: {train: x.csv}", tmp_path / "c.yaml")
+    ((_, row),) = rows_to_predict(open_table("r.parquet", tmp_path), made.task)
+    assert row.text == "user: hm\n\nbot: so"
+
+
+@pytest.mark.parametrize(
+    ("talk", "message"),
+    [
+        ([{"from": "user", "value": "hm"}], "message 1: {'from': 'user', 'value': 'hm'} is no"),
+        ([TALK[0], {"role": "user"}], "r.jsonl, line 1: column 'talk', message 2: {'role': 'user'} is no"),
+        ([{"role": "user\n\nsystem", "content": "hm"}], "the role one word"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1: the content of 'user' is no text: [{'ty"),
+        ([{"role": "user", "content": 3}], "message 1: the content of 'user' is no text: 3"),
+        ([{"role": "user", "content": "\ud83d"}], "column 'talk' holds half of a character"),
+        ([TALK[0], "hm"], "column 'talk' holds a list, not one text; reach into it with {talk[0]}"),
+        ({"role": ["user"], "content": ["hm"]}, "column 'talk' holds an object"),
+    ],
+)
+def test_lists_that_are_no_conversations_are_refused(tmp_path: Path, talk: Any, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        only(tmp_path, "r.jsonl", json.dumps({"talk": talk, "label": "a"}), "task.text=talk")
+    assert message in str(caught.value)
+
+
+def test_the_question_of_a_worked_case_may_be_a_conversation_and_its_reasoning_none(folder: Path) -> None:
+    write(folder / "cases.jsonl", [{"question": TALK, "answer": "so", "reasoning": "for", "messages": TALK}])
+    told = "reasoner.worked_cases={data: cases.jsonl}"
+    assert read(folder, told).worked_cases == (WorkedCase(SAID, "so", "for"),)
+    assert "column 'messages' holds a list" in refusal(folder, told, "reasoner.worked_cases.reasoning=messages")
+
+
 @given(st.lists(st.text(), min_size=2, max_size=4), st.text())
 def test_pieces_join_to_the_text_and_values_are_never_templates(values: list[str], literal: str) -> None:
     record = {f"c{i}": value.encode("utf-8", "ignore").decode() for i, value in enumerate(values)}

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def test_a_run_leaves_the_files_of_the_contract(finished: toy.Done) -> None:
         assert names(run / arm) == MODEL_FILES | {"task.json", "calibration.json"}, arm
     assert names(run / "reasonings") == {"part-00000.parquet", "stamp.json"}
     split_files = {f"{s.replace('/', '-')}-{split}.parquet" for s in SYSTEMS for split in ("dev", "test")}
-    assert names(run / "predictions") == split_files - {"label_then_reason-explain-dev.parquet"}
+    floors = {f"floors-{name}-{split}.parquet" for name in ("majority", "linear") for split in ("dev", "test")}
+    assert names(run / "predictions") == (split_files | floors) - {"label_then_reason-explain-dev.parquet"}
     assert store.read_json(run / "reasoner" / "prompt.json")["conditional_on_gold_label"] is True
     assert "conditional on the gold label" in (run / "reasoner" / "README.md").read_text("utf-8").lower()
 
@@ -119,7 +121,8 @@ def test_predictions_hold_the_rows_of_the_split_and_the_columns_of_the_contract(
             (row["id"], row["text"], row["label"]) for row in expected
         ]
         # Adaptive reasons about some rows only.
-        assert mode == "adaptive" or all((row["reasoning"] is None) == (mode == "label") for row in rows), (arm, mode)
+        silent = mode == "label" or arm == "floors"
+        assert mode == "adaptive" or all((row["reasoning"] is None) == silent for row in rows), (arm, mode)
 
 
 def test_probabilities_stand_in_the_order_of_the_labels(finished: toy.Done) -> None:
@@ -158,9 +161,7 @@ def test_nobody_is_right_where_the_key_is_wrong(finished: toy.Done) -> None:
     """Scored on the training file, or on another one, somebody would be; who reads the texts cannot."""
     # Not every row is explained, and those with a wrong key may not be among them.
     asked = SYSTEMS - {"label_then_reason/explain"}
-    scores = {
-        s: finished.metrics["arms"][s.split("/")[0]]["modes"][s.split("/")[1]]["test"]["accuracy"] for s in asked
-    }
+    scores = {s: finished.metrics["arms"][s.split("/")[0]]["modes"][s.split("/")[1]]["test"]["accuracy"] for s in asked}
     scores["floors/linear"] = finished.metrics["floors"]["linear"]["accuracy"]
     assert max(scores.values()) >= 0.8, "nothing was learnt, so the next line says nothing"
     # One of two may be hit by a mistake, which depends on rounding.
@@ -274,8 +275,9 @@ def test_comparisons_are_between_the_systems_they_name(tmp_path: Path, monkeypat
     # Every pair once, and each against the linear floor.
     assert len({frozenset((row["a"], row["b"])) for row in rows}) == len(rows) == 15 + 6
     right = {s: np.array([not wrong(s, i) for i in range(toy.TEST)]) for s in systems}
-    task, data = predict.read_task(done.folder / "both"), pipeline.read(done.config)
-    floor = evaluate.floor_answers(task, data.train, data.dev, data.test)["linear"]["test"]
+    floor = evaluate.load_answers(
+        done.folder / "predictions" / "floors-linear-test.parquet", predict.read_task(done.folder / "both")
+    )
     right["floors/linear"] = np.array(floor.labels) == np.array(floor.gold)
     for row in rows:
         a, b = right[row["a"]], right[row["b"]]
@@ -375,6 +377,31 @@ EVERYTHING = {"base", "reasoner", "reasonings", *LABEL_ONLY, *REASONED}
 OF_TEST = {"label_only-label-test", "reason_then_label-reason-test"}
 
 
+def test_floors_are_asked_again_where_what_they_learn_from_changed_only(
+    quick_run: toy.Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    makes = {"majority": evaluate.majority, "linear": evaluate.linear}
+
+    def noted(name: str, *given: Any) -> Any:
+        made.append(name)
+        return makes[name](*given)
+
+    for name in makes:
+        monkeypatch.setattr(evaluate, name, partial(noted, name))
+    assert again(quick_run, tmp_path / "1", **toy.with_reasoner(evaluate__bootstrap=101)) == set()
+    assert made == []
+    again(quick_run, tmp_path / "2", relabel("dev"), **toy.with_reasoner())
+    assert made == ["majority", "linear"], "the majority is no other, but its answers are about other rows"
+    shutil.copytree(tmp_path / "2", tmp_path / "3")
+    stale = tmp_path / "3" / "run" / "predictions" / "floors-linear-test.parquet"
+    made.clear()
+    shutil.copy(quick_run.folder / "predictions" / "floors-linear-test.parquet", stale)
+    toy.run(tmp_path / "3" / "data", tmp_path / "3" / "run", **toy.with_reasoner())
+    assert made == ["linear"]
+    assert stale.read_bytes() != (quick_run.folder / "predictions" / stale.name).read_bytes()
+
+
 def relabel(name: str) -> Callable[[Path], None]:
     """Give every row of a split the next label."""
 
@@ -421,7 +448,17 @@ def arm_rate(rate: float) -> list[Any]:
         (None, {"seed": 1}, EVERYTHING),
     ],
     ids=[
-        "nothing", "bootstrap", "abstain", "test", "dev", "one-arm", "arms", "sampling", "reasoner", "text", "case",
+        "nothing",
+        "bootstrap",
+        "abstain",
+        "test",
+        "dev",
+        "one-arm",
+        "arms",
+        "sampling",
+        "reasoner",
+        "text",
+        "case",
         "seed",
     ],
 )

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -355,6 +356,22 @@ def test_a_loaded_folder_takes_the_columns_that_training_read(arm: Path, tmp_pat
     with pytest.raises(RequestError, match="text 0: there is no column 'title'"):
         loaded(frame[["body"]])
     assert predict.list_texts(frame)[1] == {"body": "so alone", "title": "b"}
+
+
+def test_conversations_are_asked_as_training_read_them(arm: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(arm, tmp_path / "arm")
+    task = json.loads((folder / "task.json").read_text())
+    (folder / "task.json").write_text(json.dumps({**task, "text": "talk"}))
+    talk = [{"role": "user", "content": "so glad"}, {"role": "assistant", "content": "Me too."}]
+    loaded, text = saywhy.load(folder), "user: so glad\n\nassistant: Me too."
+    assert loaded({"talk": talk}) == loaded(text) == loaded({"talk": tuple(talk)}) != loaded("so alone")
+    pq.write_table(pa.Table.from_pylist([{"talk": talk}]), tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"talk": talk}) + "\n")
+    for name in ("rows.parquet", "rows.jsonl"):
+        out = tmp_path / f"{name}.out.jsonl"
+        assert cli.main(["predict", str(folder), "--input", str(tmp_path / name), "-o", str(out)]) == 0
+        (told,) = (json.loads(line) for line in out.read_text().splitlines())
+        assert told["talk"] == talk and told["probabilities"] == pytest.approx(loaded(text).probabilities)
 
 
 def test_what_is_held_at_one_time_changes_no_answer(arm: Path) -> None:

@@ -26,7 +26,7 @@ ModeName = Literal["label", "reason", "explain", "vote", "ensemble", "adaptive"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 # What stands in a run's folder beside the arms' own folders.
 RUN_FILES = (
-    "base", "reasoner", "reasonings", "scorer-0", "scorer-1", "answers.sqlite", "predictions", "trackers",
+    "base", "reasoner", "reasonings", "scorer-0", "scorer-1", "answers.sqlite", "predictions", "trackers", "floors",
     "config.yaml", "journal.jsonl", "metrics.json", "report.html",
 )  # fmt: skip
 
@@ -131,7 +131,10 @@ class TaskConfig(Settings):
         default=None,
         description='label to description ("" for none), in the order of every table; null: read from train',
     )
-    text: Words = Field(default="text", description="a column, or a template over columns such as 'Premise: {premise}'")
+    text: Words = Field(
+        default="text",
+        description="a column, or a template over columns such as 'Premise: {premise}'; conversations become text",
+    )
     label: Words = Field(default="label", description="the column with one label a row")
     choices: Words | None = Field(default=None, description="the column with each row's own answers")
     ordinal: bool = Field(default=False, description="the labels are a rating scale, lowest first")

@@ -226,10 +226,13 @@ def _worked_cases(config: Config, notes: list[str]) -> tuple[WorkedCase, ...]:
 def _cases_of(told: WorkedCases, key: str, folder: Path) -> tuple[list[WorkedCase], int]:
     """Read one source's cases; also the number of those that lack something."""
     table = open_table(told.data, folder, "train")
-    templates = [parse_template(getattr(told, name), f"{key}.{name}") for name in ("question", "answer", "reasoning")]
+    names = ("question", "answer", "reasoning")
+    templates = {name: parse_template(getattr(told, name), f"{key}.{name}") for name in names}
     cases, empty = [], 0
     for place, record in table.records:
-        question, answer, reasoning = (render(template, record, place)[0] for template in templates)
+        question, answer, reasoning = (
+            render(template, record, place, spoken=name == "question")[0] for name, template in templates.items()
+        )
         if question.strip() and answer.strip() and reasoning.strip():
             cases.append(WorkedCase(question, answer, reasoning, told.of_this_task))
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from saywhy import store
 from saywhy.config import label_fault, parse, written
 from saywhy.data.read import Record, open_table
+from saywhy.data.rows import content_of
 from saywhy.prompts import read_target
 from saywhy.records import RequestError
 
@@ -91,27 +92,18 @@ def _conversation(place: str, record: Record) -> Conversation | None:
         start -= 1
     if start == len(spoken):
         raise RequestError(f"{place}: no user's message stands before the label, so there is no text")
-    _, label, reasoning = read_target(_content(last, place).strip())
+    _, label, reasoning = read_target(content_of(last, place).strip())
     label = label.strip()
     if fault := label_fault(label):
         raise RequestError(f"{place}: the assistant's answer {label[:60]!r} is no label: it {fault}")
     return Conversation(
         place,
-        "\n".join(_content(turn, place) for turn in system).strip(),
-        "\n".join(_content(turn, place) for turn in spoken[start:]),
+        "\n".join(content_of(turn, place) for turn in system).strip(),
+        "\n".join(content_of(turn, place) for turn in spoken[start:]),
         label,
         (reasoning or "").strip() or None,
         start > 0,
     )
-
-
-def _content(turn: Mapping[str, Any], place: str) -> str:
-    content = turn.get("content")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text", "")) for part in content)
-    if not isinstance(content, str):
-        raise RequestError(f"{place}: the content of {turn.get('role')!r} is no text: {content!r:.60}")
-    return content
 
 
 def _line(one: Conversation, reasoned: bool) -> str:

@@ -49,9 +49,13 @@ def parse_template(written: str, key: str) -> Template:
     return Template(tuple(literals), tuple(columns))
 
 
-def render(template: Template, record: Record, place: str) -> tuple[str, tuple[str, ...]]:
-    """Fill a template: the text, and its pieces (`Row.pieces`), which are empty where the text is one column."""
-    values = [as_text(reach(record, column, place), column, place) for column in template.columns]
+def render(template: Template, record: Record, place: str, spoken: bool = False) -> tuple[str, tuple[str, ...]]:
+    """Fill a template: the text, and its pieces (`Row.pieces`), which are empty where the text is one column.
+
+    `spoken` says that a column may hold a conversation, a list of messages.
+    """
+    written = as_spoken if spoken else as_text
+    values = [written(reach(record, column, place), column, place) for column in template.columns]
     if len(values) == 1 and not any(template.literals):
         return values[0], ()
     pieces = [template.literals[0]]
@@ -117,6 +121,39 @@ def as_text(value: Any, column: str, place: str) -> str:
     return str(value)
 
 
+def as_spoken(value: Any, column: str, place: str) -> str:
+    """Write a conversation, a list of {"role", "content"}, as text: a paragraph "role: content" for each message.
+
+    Whatever else is text by itself is written as `as_text` does. A content that looks like another message is not told
+    from one: it is text that somebody wrote, here as in any other column.
+    """
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        return as_text(value, column, place)
+    paragraphs = []
+    for number, turn in enumerate(value):
+        where = f"{place}: column '{column}', message {number + 1}"
+        role = turn.get("role")
+        if not isinstance(role, str) or not re.fullmatch(r"\S+", role) or "content" not in turn:
+            raise RequestError(f'{where}: {turn!r:.60} is no {{"role": …, "content": …}}, the role one word')
+        # A message that only calls a tool says nothing.
+        content = "" if turn["content"] is None else content_of(turn, where)
+        paragraphs.append(f"{role}: {as_text(content, column, place)}".rstrip())
+    return "\n\n".join(paragraphs)
+
+
+def content_of(turn: Mapping[str, Any], where: str) -> str:
+    """Give the text of a message: its content, or the parts of it put together.
+
+    Raises RequestError where it is no text, or one of its parts is none, such as an image.
+    """
+    content = turn.get("content")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text") or "") for part in content)
+    if not isinstance(content, str):
+        raise RequestError(f"{where}: the content of {turn.get('role')!r} is no text: {content!r:.60}")
+    return content
+
+
 @dataclass(frozen=True)
 class Columns:
     """Which columns make a row, read from the config."""
@@ -169,7 +206,7 @@ def rows_to_predict(table: Table, task: TaskConfig) -> Iterator[tuple[Record, Ro
 
 
 def _make_row(name: str, record: Record, place: str, columns: Columns) -> Row:
-    text, pieces = render(columns.text, record, place)
+    text, pieces = render(columns.text, record, place, spoken=True)
     choices = None if columns.choices is None else _choices(record, columns.choices, place)
     label = None
     if columns.label is not None:

@@ -6,9 +6,9 @@ figure is computed from saved answers, so that it can be computed again without 
 
 from __future__ import annotations
 
-from saywhy.evaluate.answers import Answers, answer, collect, load_answers, save_answers
+from saywhy.evaluate.answers import Answers, PredictRows, answer, collect, load_answers, save_answers
 from saywhy.evaluate.choice import Budget, recommend, threshold_of, within
-from saywhy.evaluate.floors import floor_answers, linear, majority
+from saywhy.evaluate.floors import linear, majority
 from saywhy.evaluate.judge import (
     compare,
     comparisons,
@@ -37,13 +37,13 @@ __all__ = [
     "Leakage",
     "Mean",
     "Seeds",
+    "PredictRows",
     "Told",
     "answer",
     "collect",
     "compare",
     "comparisons",
     "difference_of",
-    "floor_answers",
     "floor_scores",
     "leakage",
     "linear",

@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from saywhy import metrics
-from saywhy.evaluate.answers import Answers, PredictRows, collect, options_of
+from saywhy.evaluate.answers import PredictRows, options_of
 from saywhy.metrics import Floats, Ints
 from saywhy.records import Prediction, Row, Task
 
@@ -72,19 +72,6 @@ def linear(task: Task, train: Sequence[Row], dev: Sequence[Row]) -> PredictRows 
         return [_floor_prediction(task.labels, of_row) for of_row in probabilities]
 
     return predict
-
-
-def floor_answers(
-    task: Task, train: Sequence[Row], dev: Sequence[Row], test: Sequence[Row]
-) -> dict[str, dict[str, Answers]]:
-    """The floors' answers by name (`majority`, and `linear` where it can be) and split (`dev`, `test`)."""
-    systems = {"majority": majority(task, train), "linear": linear(task, train, dev)}
-    splits = {"dev": dev, "test": test}
-    return {
-        name: {split: collect(predict, rows, task) for split, rows in splits.items()}
-        for name, predict in systems.items()
-        if predict is not None
-    }
 
 
 def _floor_prediction(options: Sequence[str], probabilities: Floats) -> Prediction:

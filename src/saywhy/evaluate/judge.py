@@ -98,12 +98,14 @@ def _on_both(
 
 
 def floor_scores(
-    task: Task, answers: Mapping[str, Mapping[str, Answers]], abstain_below: float | None = None
+    task: Task, answers: Mapping[str, Mapping[str, Answers] | None], abstain_below: float | None = None
 ) -> dict[str, Scores | None]:
-    """The floors' scores on test, from `floor_answers`; None for the linear one where it cannot be."""
+    """The floors' scores on test, from their answers by split; None for a floor that cannot be."""
     scores: dict[str, Scores | None] = {"majority": None, "linear": None}
     for name, splits in answers.items():
-        _, scores[name], _ = _on_both(task, splits["dev"], splits["test"], abstain_below)
+        scores[name] = None
+        if splits is not None:
+            _, scores[name], _ = _on_both(task, splits["dev"], splits["test"], abstain_below)
     return scores
 
 
@@ -146,7 +148,7 @@ def metrics_json(
     task: Task,
     dev: Mapping[str, Answers],
     test: Mapping[str, Answers],
-    floor: Mapping[str, Mapping[str, Answers]],
+    floor: Mapping[str, Mapping[str, Answers] | None],
     train: Mapping[str, Mapping[str, Any]],
     audit: Mapping[str, Any],
     versions: Mapping[str, Any],
@@ -159,13 +161,14 @@ def metrics_json(
     abstain_below: float | None = None,
     tokens: float | None = None,
 ) -> dict[str, Any]:
-    """Everything the report shows, strictly JSON: `dev` and `test` by `<arm>/<mode>`, `floor` from `floor_answers`.
+    """Everything the report shows, strictly JSON: `dev` and `test` by `<arm>/<mode>`, `floor` by name
+    and split, None for one that cannot be.
 
     The mode `explain` is scored, but neither compared nor recommended: its label is that of the mode `label`.
     """
     decisive = [name for name in test if name.rpartition("/")[2] != EXPLAIN]
     compared = {name: test[name] for name in decisive}
-    compared |= {f"floors/{name}": splits["test"] for name, splits in floor.items()}
+    compared |= {f"floors/{name}": splits["test"] for name, splits in floor.items() if splits is not None}
     candidates = {name: dev[name] for name in decisive if name in dev}
     chosen = recommend(task, candidates, recommend_by, resamples, seed, kinds, tokens) if candidates else None
     document: dict[str, Any] = {

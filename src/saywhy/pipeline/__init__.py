@@ -15,6 +15,7 @@ from saywhy.data import fingerprint, read
 from saywhy.journal import Journal
 from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
+from saywhy.pipeline.floors import floors
 from saywhy.pipeline.measures import course, measured, measured_by
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, keep, stage, tracked, worked_lessons
 from saywhy.pipeline.writers import merger, reckoned, writers
@@ -391,7 +392,7 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None, lesson
         task=data.task,
         dev=dev,
         test=test,
-        floor=evaluate.floor_answers(data.task, data.train, data.dev, data.test),
+        floor=floors(this),
         train=train,
         audit=data.audit,
         versions=versions(),

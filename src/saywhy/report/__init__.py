@@ -247,7 +247,7 @@ def _examples(
 ) -> dict[str, Any] | None:
     """Right and wrong answers of the recommended system, or of the first one with reasonings where it writes none."""
     order = [*([main] if main else []), *headline.systems, *known]
-    have = [one for one in order if predictions.get(f"{one.arm}-{one.mode}")]
+    have = [one for one in order if one.tone != "floor" and predictions.get(f"{one.arm}-{one.mode}")]
     if not have:
         return None
     said = [one for one in have if any(row.get("reasoning") for row in predictions[f"{one.arm}-{one.mode}"])]
