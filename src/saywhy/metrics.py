@@ -7,7 +7,7 @@ float64. Shares run from 0 to 1. A figure that is undefined (0 divided by 0, no 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -379,19 +379,35 @@ def resample(gold: Ints, predicted: Ints, labels: int, n: int, seed: int) -> Cou
     differences between them are paired.
     """
     cells, cell_of_row = np.unique(gold * labels + predicted, return_inverse=True)
-    rows = len(gold)
-    at_once = max(1, DRAWS_AT_ONCE // max(rows, 1))
-    random = np.random.default_rng(seed)
-    drawn: list[Floats] = []
-    for start in range(0, n, at_once):
-        size = min(at_once, n - start)
-        picks = cell_of_row[random.integers(rows, size=(size, rows))] if rows else np.zeros((size, 0), dtype=np.int64)
-        picks += np.arange(size)[:, None] * len(cells)
-        drawn.append(np.bincount(picks.ravel(), minlength=size * len(cells)).reshape(size, -1).astype(np.float64))
+    drawn = list(_times_drawn(cell_of_row, len(cells), n, seed))
     times = np.concatenate(drawn) if drawn else np.zeros((0, len(cells)))
     gold_of_cell = np.equal.outer(cells // max(labels, 1), np.arange(labels)).astype(np.float64)
     answer_of_cell = np.equal.outer(cells % max(labels, 1), np.arange(labels)).astype(np.float64)
     return Counts(times @ (gold_of_cell * answer_of_cell), times @ gold_of_cell, times @ answer_of_cell)
+
+
+def _times_drawn(cell_of_row: Ints, cells: int, n: int, seed: int) -> Iterator[Floats]:
+    """How often each cell is drawn in resamples of the rows, (some resamples, cells) at a time, n resamples in all."""
+    rows = len(cell_of_row)
+    at_once = max(1, DRAWS_AT_ONCE // max(rows, 1))
+    random = np.random.default_rng(seed)
+    for start in range(0, n, at_once):
+        size = min(at_once, n - start)
+        picks = cell_of_row[random.integers(rows, size=(size, rows))] if rows else np.zeros((size, 0), dtype=np.int64)
+        picks += np.arange(size)[:, None] * cells
+        yield np.bincount(picks.ravel(), minlength=size * cells).reshape(size, -1).astype(np.float64)
+
+
+def resampled_means(values: Floats, n: int, seed: int) -> Floats:
+    """The mean of each column of `values` (rows, columns) over the rows of `n` resamples, shape (n, columns).
+
+    NaN counts in no mean; a mean of nothing is NaN. The resamples are those of `resample`.
+    """
+    finite = np.isfinite(values)
+    filled, counted = np.where(finite, values, 0.0), finite.astype(np.float64)
+    every = np.arange(len(values), dtype=np.int64)
+    means = [_divide(times @ filled, times @ counted) for times in _times_drawn(every, len(every), n, seed)]
+    return np.concatenate(means) if means else np.zeros((0, values.shape[1]))
 
 
 def interval(differences: Floats) -> tuple[float, float, float] | None:
