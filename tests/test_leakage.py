@@ -6,7 +6,7 @@ import pytest
 
 from saywhy import evaluate
 from saywhy.evaluate import leaking
-from saywhy.evaluate.leaking import FOLDS
+from saywhy.evaluate.folds import FOLDS, deal
 from saywhy.records import Row, Task
 
 TASK = Task("t", "Which one?", ("red", "blue", "green"))
@@ -56,12 +56,12 @@ def test_only_the_reasoning_is_read_and_only_of_other_rows() -> None:
 
 def test_rows_of_one_text_are_in_one_fold_and_classes_are_spread() -> None:
     some = [Row(f"r{at}", f"text {at // 2}", TASK.labels[at // 2 % 3]) for at in range(120)]
-    folds = leaking._folds(some, 0)
+    folds = deal(some, 0)
     assert all(folds[at] == folds[at + 1] for at in range(0, 120, 2))
     assert {(row.label, fold) for row, fold in zip(some, folds, strict=True)} == {
         (label, fold) for label in TASK.labels for fold in range(FOLDS)
     }
-    assert leaking._folds(some, 1) != folds
+    assert deal(some, 1) != folds
 
 
 def test_named_labels_are_counted_as_whole_words() -> None:

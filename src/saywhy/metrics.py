@@ -439,6 +439,17 @@ def draws(rows: int, n: int, seed: int | Sequence[int]) -> Iterator[Floats]:
         yield np.bincount(picks.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
 
 
+def resampled_means(values: Floats, n: int, seed: int) -> Floats:
+    """The mean of each column of `values` (rows, columns) over the rows of `n` resamples, shape (n, columns).
+
+    NaN counts in no mean; a mean of nothing is NaN. The resamples are those of `resample`.
+    """
+    finite = np.isfinite(values)
+    filled, counted = np.where(finite, values, 0.0), finite.astype(np.float64)
+    means = [_divide(times.T @ filled, times.T @ counted) for times in draws(len(values), n, seed)]
+    return np.concatenate(means) if means else np.zeros((0, values.shape[1]))
+
+
 def interval(differences: Floats) -> tuple[float, float, float] | None:
     """The 95% percentile interval of resampled differences and their standard error: (low, high, error)."""
     if len(differences) < 2 or not np.isfinite(differences).all():

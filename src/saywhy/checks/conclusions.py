@@ -74,26 +74,50 @@ def concludes_with_another(
     That holds for labels that are no everyday words and are not named in the row's text, and only with `nouns`: not
     where the labels are things, such as the choices of a question, which are named in passing.
     """
-    told = [normalised(sentence) for sentence in sentences(reasoning)]
-    found = [named(labels, sentence) for sentence in told]
-    own_name = normalised(own)
-    asked = {re.escape(word) for word in {*words(instruction)} - FREQUENT["en"]}
-    subject = re.compile(rf"\b(?:{'|'.join([_SUBJECTS, *sorted(asked)])}){_IS}{_FILLER}$")
-    plain = [
-        normalised(place.label)
-        for sentence, some in zip(told, found, strict=True)
-        for place in some
-        if not sentence.endswith("?") and _is_concluded(sentence, place, subject)
-    ]
-    if plain:
-        return plain[-1] != own_name
+    told, own_name = [normalised(sentence) for sentence in sentences(reasoning)], normalised(own)
+    if (plain := _said_plainly(labels, told, instruction)) is not None:
+        return normalised(plain) != own_name
     if not nouns or not told or _is_meant(own_name, told[-1]):
         return False
+    return bool(_shown(labels, told[-1], text))
+
+
+def conclusion(labels: Sequence[str], reasoning: str, text: str, instruction: str, nouns: bool) -> str | None:
+    """The label that the reasoning concludes with, None where its words do not say so.
+
+    It is read as `concludes_with_another` reads it; of a last sentence that shows several labels none is read.
+    """
+    told = [normalised(sentence) for sentence in sentences(reasoning)]
+    if (plain := _said_plainly(labels, told, instruction)) is not None:
+        return plain
+    shown = set(_shown(labels, told[-1], text)) if nouns and told else set()
+    return shown.pop() if len(shown) == 1 else None
+
+
+def _said_plainly(labels: Sequence[str], told: Sequence[str], instruction: str) -> str | None:
+    """Find the label of the last place in normalised sentences that says plainly what they conclude with."""
+    asked = {re.escape(word) for word in {*words(instruction)} - FREQUENT["en"]}
+    subject = re.compile(rf"\b(?:{'|'.join([_SUBJECTS, *sorted(asked)])}){_IS}{_FILLER}$")
+    found = [
+        place.label
+        for sentence in told
+        if not sentence.endswith("?")
+        for place in named(labels, sentence)
+        if _is_concluded(sentence, place, subject)
+    ]
+    return found[-1] if found else None
+
+
+def _shown(labels: Sequence[str], sentence: str, text: str) -> list[str]:
+    """List the labels that a normalised sentence says something is or shows; none that the row's text brought."""
     asked_of = normalised(text)
-    return any(
-        not _is_everyday(place.label) and not is_named(normalised(place.label), asked_of) and _is_shown(told[-1], place)
-        for place in found[-1]
-    )
+    return [
+        place.label
+        for place in named(labels, sentence)
+        if not _is_everyday(place.label)
+        and not is_named(normalised(place.label), asked_of)
+        and _is_shown(sentence, place)
+    ]
 
 
 def _is_concluded(sentence: str, place: Named, subject: re.Pattern[str]) -> bool:

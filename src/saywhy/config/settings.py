@@ -24,10 +24,11 @@ from saywhy.config.study import Study
 ArmName = Literal["label_only", "reason_then_label", "label_then_reason", "both"]
 ModeName = Literal["label", "reason", "explain", "vote", "ensemble", "adaptive"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+ProbeName = Literal["faithfulness", "inside", "latency"]
 # What stands in a run's folder beside the arms' own folders.
 RUN_FILES = (
-    "base", "reasoner", "reasonings", "scorer-0", "scorer-1", "answers.sqlite", "predictions", "trackers", "floors",
-    "config.yaml", "journal.jsonl", "metrics.json", "report.html",
+    "base", "reasoner", "reasonings", "scorer-0", "scorer-1", "answers.sqlite", "predictions", "probes",
+    "trackers", "floors", "config.yaml", "journal.jsonl", "metrics.json", "report.html",
 )  # fmt: skip
 
 BALANCED_TWICE = (
@@ -488,6 +489,12 @@ class Evaluate(Settings):
         ge=0,
         le=1,
         description="the least probability of a label that is answered with; kept for predict; null: answer every row",
+    )
+    probes: Items[ProbeName] = Field(
+        default=(), description="what is looked into beside the answers to test; each costs more: docs/evidence.md"
+    )
+    batches: Items[Annotated[int, Field(ge=1)]] = Field(
+        default=(1, 8, 32), min_length=1, description="rows asked at once by the probe latency: one user, some, many"
     )
 
 

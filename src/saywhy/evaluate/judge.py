@@ -157,6 +157,7 @@ def metrics_json(
     resamples: int = RESAMPLES,
     kinds: Mapping[str, str] | None = None,
     reasonings: Mapping[str, Any] | None = None,
+    probes: Mapping[str, Any] | None = None,
     notes: Iterable[str] = (),
     abstain_below: float | None = None,
     tokens: float | None = None,
@@ -183,6 +184,8 @@ def metrics_json(
     }
     if reasonings is not None:
         document["reasonings"] = reasonings
+    if probes:
+        document["probes"] = probes
     return dict(plain({**document, "notes": list(notes)}))
 
 

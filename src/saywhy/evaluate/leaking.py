@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +13,8 @@ import numpy as np
 
 from saywhy import metrics
 from saywhy.checks import names_label
-from saywhy.evaluate.floors import linear, majority
+from saywhy.evaluate.folds import MOST_ROWS, by_words, deal, out_of_folds
 from saywhy.records import Row, Task
-
-FOLDS = 5
-# More rows than these say nothing more, and take minutes.
-MOST_ROWS = 5000
 
 Reasonings = Mapping[str, tuple[str, ...]]
 
@@ -71,7 +67,7 @@ def leakage(task: Task, rows: Sequence[Row], written: Reasonings, taught: Reason
     before = _shown(rows, written)
     if why := _missing(task, Counter(row.label for row in rows)):
         return Leakage(len(rows), len(before), missing=why)
-    folds = [fold for row, fold in zip(rows, _folds(rows, seed), strict=True) for _ in written[row.id]]
+    folds = [fold for row, fold in zip(rows, deal(rows, seed), strict=True) for _ in written[row.id]]
     counts = Counter(row.label for row in before)
     chance = 1 / len(counts)
     error = sqrt(sum(chance * (1 - chance) / count for count in counts.values())) / len(counts)
@@ -99,30 +95,9 @@ def _missing(task: Task, counts: Counter[str | None]) -> str:
     return f"fewer than two rows of {', '.join(few[:5])} have reasonings" if few else ""
 
 
-def _folds(rows: Sequence[Row], seed: int) -> list[int]:
-    """Deal rows out label by label, those of one text together."""
-    texts: dict[str, list[int]] = defaultdict(list)
-    for at, row in enumerate(rows):
-        texts[row.text].append(at)
-    together = list(texts.values())
-    Random(seed).shuffle(together)
-    together.sort(key=lambda places: str(rows[places[0]].label))
-    fold = {at: number % FOLDS for number, places in enumerate(together) for at in places}
-    return [fold[at] for at in range(len(rows))]
-
-
 def _read(task: Task, folds: Sequence[int], learnt: Sequence[Row], *asked: Sequence[Row]) -> list[list[str]]:
-    """Learn to read labels in all folds but one and read those of that one, in each of `asked`, row for row."""
-    given = [[""] * len(folds) for _ in asked]
-    for own in sorted(set(folds)):
-        inside = [at for at, fold in enumerate(folds) if fold == own]
-        others = [row for row, fold in zip(learnt, folds, strict=True) if fold != own]
-        # Reasonings without a single word, as fillers are, can only be guessed at.
-        read = linear(task, others, ()) or majority(task, others)
-        for answers, shown in zip(given, asked, strict=True):
-            for at, one in zip(inside, read([shown[at] for at in inside]), strict=True):
-                answers[at] = one.label
-    return given
+    """Give the label that a linear model reads in each of `asked`, row for row, learnt from the other folds."""
+    return [[one.label for one in given] for given in out_of_folds(task, folds, by_words, learnt, *asked)]
 
 
 def _told(task: Task, shown: Sequence[Row], given: Sequence[str]) -> Told:

@@ -17,6 +17,7 @@ from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
 from saywhy.pipeline.floors import floors
 from saywhy.pipeline.measures import course, measured, measured_by
+from saywhy.pipeline.probes import probed
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, keep, stage, tracked, worked_lessons
 from saywhy.pipeline.writers import merger, reckoned, writers
 from saywhy.predict import Classifier, answer, load, too_long
@@ -388,6 +389,7 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None, lesson
             dev[f"{name}/{mode}"], test[f"{name}/{mode}"] = of_dev, ask(mode, "test", data.test)
         _calibrate(this, made, fitted)
         notes += _not_fitting(name, train[name], _cut_in_test(this, made))
+    probes, idle = probed(this, arms, kinds, test, opened)
     document = evaluate.metrics_json(
         task=data.task,
         dev=dev,
@@ -401,7 +403,8 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None, lesson
         resamples=config.evaluate.bootstrap,
         kinds=kinds,
         reasonings=_told(this, written, lesson),
-        notes=notes,
+        notes=[*notes, *idle],
+        probes=probes,
         abstain_below=config.evaluate.abstain_below,
         tokens=config.evaluate.budget.tokens_per_row,
     )
