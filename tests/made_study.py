@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from reported import faithful, inside
+
 Predictions = dict[tuple[str, str], list[dict[str, Any]]]
 
 URGENCY = ("low", "normal", "high", "urgent")
@@ -187,54 +189,16 @@ def compared(part: Mapping[str, Any], settings: Mapping[str, dict[str, Any]]) ->
     return rows
 
 
-def faithfulness(n: int = ROWS) -> dict[str, Any]:
-    def share(value: float | None, of: int = n) -> dict[str, Any]:
-        return {"share": value, "n": of, "ci95": None if value is None else [value - 0.04, min(1.0, value + 0.04)]}
-
-    def mean(value: float | None) -> dict[str, Any]:
-        return {"mean": value, "ci95": None if value is None else [value - 0.1, value + 0.1], "n": n}
-
-    return {
-        "n": n, "own": share(1.0), "swap_same": {"stayed": share(0.93)},
-        "swap_other": {"followed": share(0.78), "stayed": share(0.17), "elsewhere": share(0.05)},
-        "truncated": [{"at": at / 10, "same": share(0.55 + 0.045 * at), "accuracy": share(0.6 + 0.02 * at)}
-                      for at in range(11)],
-        "first_tokens": [{"at": at, "same": share(0.5 + 0.015 * at), "accuracy": share(0.55 + 0.006 * at)}
-                         for at in (1, 2, 4, 8, 16, 32)],
-        "mistake": {"changed": share(0.31)},
-        "masked": {"named": share(0.22), "same": share(0.84, 88), "accuracy": share(0.7, 88)},
-        "conclusion": {"read": share(0.6), "agrees": share(0.95, 240)},
-        "by_right": {"right": {"followed": share(0.8, 300), "changed": share(0.3, 300), "agrees": share(0.97, 180)},
-                     "wrong": {"followed": share(0.7, 100), "changed": share(0.35, 100), "agrees": share(0.9, 60)}},
-        "rq": {"value": 0.06, "ci95": [0.01, 0.11], "with": 0.79, "without": 0.73, "n": n,
-               "without_system": "label_only/label"},
-        "las": {"value": 0.12, "ci95": [0.05, 0.2], "leaking": {"value": 0.02, "n": 300},
-                "hidden": {"value": 0.22, "n": 100}},
-        "rev": {"all": mean(0.8), "right": mean(1.1), "wrong": mean(-0.2), "vacuous": mean(0.0)},
-        "missing": "",
-    }  # fmt: skip
-
-
-def inside(position: str, lift: float) -> dict[str, Any]:
-    def mean(value: float) -> dict[str, Any]:
-        return {"mean": value, "ci95": [value - 0.05, value + 0.05], "n": ROWS}
-
-    layers = [
-        {"layer": at, "logit_lens": mean(6.5 - at + lift), "magnitude": mean(4.4 - 0.1 * at),
-         "softmax": mean(4.0 - 0.2 * at + lift)}
-        for at in range(5)
-    ]  # fmt: skip
-    surest = {"top": 0.8 - lift / 4, "margin": 0.7 - lift / 4}
-    tail = {"label_entropy": 0.4 + lift, "vocabulary_entropy": 0.6 + lift, **surest}
-    return {"n": ROWS, "position": position, "layers": layers, **{key: mean(value) for key, value in tail.items()}}
-
-
 def probes(control: bool = False) -> dict[str, Any]:
-    after, text = "after the reasoning", "after the text"
+    """All three probes; a control's layers are less decided, and its answers do not hang on what stands there."""
     batches = ((1, 9.0), (8, 4.0), (32, 2.5))
     return {
-        "faithfulness": {REASON: faithfulness()},
-        "inside": {LABEL: inside(text, 0.3), AFTER: inside(text, 0.2), REASON: inside(after, 0.4 if control else -0.2)},
+        "faithfulness": {REASON: faithful(0.2, 0.7) if control else faithful()},
+        "inside": {
+            LABEL: inside("after the text", 6.2),
+            AFTER: inside("after the text", 6.0),
+            REASON: inside("after the reasoning", 6.4 if control else 5.2),
+        },
         "latency": {
             "rows": 200, "device": "cpu", "threads": 2,
             "systems": {

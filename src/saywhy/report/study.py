@@ -8,15 +8,13 @@ from typing import Any
 
 from saywhy import store
 from saywhy.records import RequestError
-from saywhy.report import page, study_story
-from saywhy.report.study_parts import part_view, systems_of, value_of
+from saywhy.report import page, study_answers, study_probes, study_story, trust
+from saywhy.report.study_answers import Predictions
+from saywhy.report.study_parts import TOP_UP, part_view, rarest, systems_of, value_of
 from saywhy.report.study_story import Finding
 
 NEEDED = ("name", "kind", "metric", "parts", "settings", "comparisons", "headline")
 RARE_SETTINGS = 12  # settings whose samples of the rarest class are shown
-TOP_UP = "reasonings.top_up"
-
-Predictions = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
 
 
 def render_study(document: Mapping[str, Any], predictions: Predictions) -> str:
@@ -50,7 +48,9 @@ def render_study(document: Mapping[str, Any], predictions: Predictions) -> str:
         failed=[(one, cell) for one in document["settings"] for cell in one.get("failed") or ()],
         limits=study_story.limits(document, known),
         story=study_story,
-        predictions=predictions,
+        probed=study_probes.probed(done),
+        probe_setting=trust.SETTING,
+        explorer=study_answers.explored(document, headline.finding, predictions),
     )
 
 
@@ -72,8 +72,12 @@ def write_study(folder: Path) -> Path:
 
 
 def study_predictions(document: Mapping[str, Any], folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """The rows of the predictions that the page of a study shows, read from its cells below `folder`."""
-    return {}
+    """The saved answers that the page of a study shows, as `render_study` takes them.
+
+    `folder` is where the relative folders of the document begin.
+    """
+    headline = study_story.headline(document, study_story.findings(document))
+    return study_answers.predictions_of(document, headline.finding, folder)
 
 
 def _tasks(settings: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
@@ -97,10 +101,9 @@ def _rare(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The class with the fewest test rows of each task: how every setting finds it, and what is written for it."""
     found = []
     for task, some in _tasks(settings):
-        counted = [each["per_class"] for one in some for each in one["systems"].values() if each.get("per_class")]
-        if not counted:
+        label = rarest(some)
+        if label is None:
             continue
-        label = min(counted[0], key=lambda name: counted[0][name]["support"])
         rows = [
             (one, key, each["per_class"][label])
             for one in some
@@ -109,7 +112,7 @@ def _rare(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         ]
         samples = [(one, one["reasonings"]["samples"]) for one in some if (one.get("reasonings") or {}).get("samples")]
         found.append({
-            "task": task, "label": label, "support": counted[0][label]["support"], "rows": rows,
+            "task": task, "label": label, "support": rows[0][2]["support"], "rows": rows,
             "samples": samples[:RARE_SETTINGS], "all_samples": len(samples),
         })  # fmt: skip
     return found

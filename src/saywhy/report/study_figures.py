@@ -88,7 +88,7 @@ def learning(
     for line in lines:
         kind = _kind(line.index)
         # Bands over bands hide each other: more than two lines have whiskers, each a little beside the next.
-        aside = 0.9 * (models.index(line) - (len(models) - 1) / 2) if line in models and len(models) > 2 else 0.0
+        aside = 1.3 * (models.index(line) - (len(models) - 1) / 2) if line in models and len(models) > 2 else 0.0
         whole = [
             (place(point.x), level(point.low), level(point.high))
             for point in line.points

@@ -18,6 +18,7 @@ SETTINGS = 12  # settings in one plot that are not on an axis of numbers
 PANELS = 6  # small multiples of one part
 MARKS = 60  # rows of a plot of settings, beyond which only the headline's pair is drawn
 DRAWN_FLOORS = ("floors/linear", "floors/encoder", "floors/zero_shot")
+TOP_UP = "reasonings.top_up"
 LOG = 8.0  # sizes that lie further apart than by this factor are drawn on a scale of logarithms
 
 
@@ -65,7 +66,10 @@ def part_view(
     floors = [key for key in DRAWN_FLOORS if any(key in one["systems"] for _, one in settings)]
     named = [(key, palette[key]) for key in palette if key in drawn] + [(key, FLOOR) for key in floors]
     shown = Shown(part, settings, names, named)
-    metrics = [metric, *(("accuracy",) if metric != "accuracy" else ())]
+    # What topping up is for stands first: the recall of the rarest class.
+    label = rarest([one for _, one in settings]) if TOP_UP in part["axes"] else None
+    metrics = [*([f"recall:{label}"] if label is not None else []), metric]
+    metrics += ["accuracy"] if metric != "accuracy" else []
     metrics += [name for name in ("mae", "qwk") if any(_figure(one, key, name) for _, one in settings for key in drawn)]
     plots = []
     for number, name in enumerate(metrics):
@@ -89,6 +93,16 @@ def part_view(
         "findings": [one for one in known if one.part == part["name"] and one.metric == metric],
         "reasonings": stages if varied or len(document["parts"]) == 1 else [],
     }
+
+
+def rarest(settings: Sequence[Mapping[str, Any]]) -> str | None:
+    """The class with the fewest test rows; None where rows bring their own answers."""
+    for one in settings:
+        for each in one["systems"].values():
+            if each.get("per_class"):
+                counted: dict[str, int] = {label: told["support"] for label, told in each["per_class"].items()}
+                return min(counted, key=lambda label: counted[label])
+    return None
 
 
 def value_of(part: Mapping[str, Any], at: int, setting: Mapping[str, Any], axis: str) -> Any:
@@ -150,8 +164,12 @@ def _place(part: Mapping[str, Any], at: int, setting: Mapping[str, Any], axis: s
 
 
 def _figure(setting: Mapping[str, Any], key: str, metric: str) -> Mapping[str, Any] | None:
-    """A system's figure in a setting, None where it is absent or undefined."""
-    found = ((setting["systems"].get(key) or {}).get("test") or {}).get(metric)
+    """A system's figure in a setting, None where it is absent or undefined; `recall:<label>` is one, too."""
+    told = setting["systems"].get(key) or {}
+    label = metric.removeprefix("recall:")
+    found = (told.get("test") or {}).get(metric)
+    if label != metric:
+        found = ((told.get("per_class") or {}).get(label) or {}).get("recall")
     return found if found and found.get("mean") is not None else None
 
 
