@@ -79,9 +79,10 @@ def plan(cells: Sequence[Cell], folder: Path) -> Plan:
     found: dict[str, _Gathering] = {}
     order: list[str] = []
     parts: dict[str, dict[str, dict[str, Any]]] = {}
+    varied = {name: _varied(name, [cell.values for cell in cells if cell.part == name]) for name in _parts_of(cells)}
     for cell in cells:
         alike = dump(cell.config.model_copy(update={"seed": 0}))
-        values = {key: value for key, value in cell.values.items() if key != "seed"}
+        values = {key: value for key, value in cell.values.items() if key in varied[cell.part]}
         if alike not in found:
             found[alike] = _Gathering(values)
             order.append(alike)
@@ -89,6 +90,16 @@ def plan(cells: Sequence[Cell], folder: Path) -> Plan:
         parts.setdefault(cell.part, {}).setdefault(alike, values)
     settings = tuple(_setting(one, folder) for one in found.values())
     return Plan(settings, tuple(_part(name, of_part, order) for name, of_part in parts.items()))
+
+
+def _parts_of(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.part for cell in cells))
+
+
+def _varied(part: str, values: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The keys that tell the settings of a part apart: not the seed, nor what they all have, but a variant's name."""
+    several = {key for key in values[0] if any(other[key] != values[0][key] for other in values)}
+    return (several - {"seed"}) | ({part} & values[0].keys())
 
 
 def _setting(one: _Gathering, folder: Path) -> Setting:
