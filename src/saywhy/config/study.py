@@ -26,7 +26,7 @@ class Study(Settings):
     parts: dict[str, dict[str, Any]] = Field(
         default={},
         description="questions, each with keys and their values, or names and the keys that each sets; every "
-        "combination of them and of the grid is a run",
+        "combination of them and of the grid is a run, in which what a name sets wins",
     )
 
     @field_validator("grid")
@@ -83,4 +83,4 @@ def combinations(study: Study) -> Iterator[Combination]:
             for values in product(*axes.values()):
                 chosen = dict(zip(axes, values, strict=True))
                 called = {name: variant, **chosen} if variant else chosen
-                yield Combination(name, called, {**variants.get(variant, {}), **chosen})
+                yield Combination(name, called, {**chosen, **variants.get(variant, {})})

@@ -390,11 +390,16 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None, lesson
         _calibrate(this, made, fitted)
         notes += _not_fitting(name, train[name], _cut_in_test(this, made))
     probes, idle = probed(this, arms, kinds, test, opened)
+    floor, path = floors(this), this.folder / "metrics.json"
+    stamp = _figures_stamp(this, written, lesson, [dev, test, floor, train, probes, [*notes, *idle], kinds])
+    if path.exists() and store.read_json(path).get("stamp") == stamp:
+        say("metrics.json: done before, not repeated")
+        return path
     document = evaluate.metrics_json(
         task=data.task,
         dev=dev,
         test=test,
-        floor=floors(this),
+        floor=floor,
         train=train,
         audit=data.audit,
         versions=versions(),
@@ -408,9 +413,30 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None, lesson
         abstain_below=config.evaluate.abstain_below,
         tokens=config.evaluate.budget.tokens_per_row,
     )
-    store.write_json(this.folder / "metrics.json", document)
+    store.write_json(path, {**document, "stamp": stamp})
     _describe(this, arms, document)
-    return this.folder / "metrics.json"
+    return path
+
+
+def _figures_stamp(this: Run, written: Made | None, lesson: Taught, measured: object) -> str:
+    """Say what metrics.json is made from: resampling hundreds of times is not repeated where nothing changed."""
+    config = this.config
+    settings = {
+        "evaluate": config.evaluate.model_dump(exclude={"max_tokens_in_flight"}),
+        "recommend_by": config.recommend_by,
+        "replace": config.reasonings.replace,
+        "without_reasoning": config.reasonings.without_reasoning,
+    }
+    inputs = {
+        "measured": measured,
+        "reasonings": None if written is None else written.stamp,
+        "taught": [fingerprint(lesson.rows), store.hash_of(lesson.reasonings)],
+        "task": this.data.task,
+        "audit": this.data.audit,
+        "versions": versions(),
+        "seed": config.seed,
+    }
+    return store.fingerprint("metrics", settings, inputs)
 
 
 def _calibrate(this: Run, made: Made, fitted: Mapping[str, Mapping[str, float]]) -> None:

@@ -277,19 +277,32 @@ def _compared(part: Part, groups: Mapping[int, Group], resamples: int) -> Iterat
             for name in groups[at].systems:
                 if name in first.systems:
                     yield from _rows(part, (at, groups[at], name), (present[0], first, name), resamples)
+            for a, b in _pairs_with_first(groups[at], first):
+                yield from _rows(part, (at, groups[at], a), (present[0], first, b), resamples)
 
 
 def _pairs(group: Group) -> list[tuple[str, str]]:
     """Each arm and mode against each label-only arm, and these against the floors that say most."""
-    kinds = {name: group.runs[0].kind(name) for name in group.systems}
-    plain_ones = [name for name, kind in kinds.items() if kind == LABEL_ONLY]
-    reasoned = [name for name, kind in kinds.items() if kind not in (LABEL_ONLY, "floor")]
-    floors = [name for name, kind in kinds.items() if kind == "floor" and name != f"{FLOOR}/majority"]
+    plain_ones, reasoned = _by_kind(group)
+    floors = [name for name in group.systems if group.runs[0].kind(name) == "floor" and name != f"{FLOOR}/majority"]
     return [
         *((a, b) for a in reasoned for b in plain_ones),
         *((a, b) for at, a in enumerate(plain_ones) for b in plain_ones[:at]),
         *((a, b) for a in (*plain_ones, *reasoned) for b in floors),
     ]
+
+
+def _pairs_with_first(group: Group, first: Group) -> list[tuple[str, str]]:
+    """The reasoned arms of a setting that trains no label-only one, against those of the first setting."""
+    plain_ones, reasoned = _by_kind(group)
+    return [] if plain_ones else [(a, b) for a in reasoned for b in _by_kind(first)[0]]
+
+
+def _by_kind(group: Group) -> tuple[list[str], list[str]]:
+    """The label-only systems of a setting, and the reasoned ones."""
+    kinds = {name: group.runs[0].kind(name) for name in group.systems}
+    plain_ones = [name for name, kind in kinds.items() if kind == LABEL_ONLY]
+    return plain_ones, [name for name, kind in kinds.items() if kind not in (LABEL_ONLY, "floor")]
 
 
 def _rows(
@@ -381,9 +394,8 @@ def _headline(
         }
         return max(reached, key=lambda name: -1.0 if reached[name] is None else reached[name], default=None)
 
-    kinds = {name: group.runs[0].kind(name) for name in group.systems}
-    a = best([name for name, kind in kinds.items() if kind not in (LABEL_ONLY, "floor")])
-    b = best([name for name, kind in kinds.items() if kind == LABEL_ONLY])
+    plain_ones, reasoned = _by_kind(group)
+    a, b = best(reasoned), best(plain_ones)
     wanted = ({"setting": _id(at), "system": a}, {"setting": _id(at), "system": b})
     known = any((row["a"], row["b"]) == wanted and row["metric"] == metric for row in rows)
     return {"part": part.name, "a": wanted[0], "b": wanted[1], "metric": metric} if known else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from saywhy import pipeline, store
+from saywhy import pipeline, report, store
 from saywhy.config import Cell, Config, dump
 from saywhy.progress import say
 from saywhy.records import WorkError
@@ -40,6 +40,13 @@ def run(config: Config, cells: Sequence[Cell], folder: Path, command: str) -> Pa
     return path
 
 
+def _cell(one: CellRun, beside: Path) -> None:
+    """Do one run, and draw its own report where its figures are newer."""
+    figures, page = pipeline.run(one.config, one.folder, until="evaluate", beside=beside), one.folder / "report.html"
+    if not page.exists() or page.stat().st_mtime_ns < figures.stat().st_mtime_ns:
+        report.write(one.folder)
+
+
 def _done(planned: Plan, folder: Path) -> Plan:
     """Do every run of a plan; those that fail say why."""
     total, made = len(planned.runs), dict[Path, CellRun]()
@@ -47,7 +54,7 @@ def _done(planned: Plan, folder: Path) -> Plan:
     for number, one in enumerate(planned.runs, start=1):
         say(f"run {number} of {total}: {one.folder.name}")
         try:
-            pipeline.run(one.config, one.folder, beside=folder / CELLS)
+            _cell(one, folder / CELLS)
         except WorkError as problem:
             say(f"failed: {problem}")
             made[one.folder] = replace(one, why=str(problem))
