@@ -47,7 +47,8 @@ def test_questions_with_their_own_answers_go_the_whole_way(tmp_path: Path, base:
         toy.write_lines(tmp_path / f"{split}.jsonl", questions(split, count))
     task = {"name": "cqa", "instruction": "Which answer fits?", "text": "stem", "label": "answer", "choices": "choices"}
     done = toy.run(tmp_path, tmp_path / "run", **toy.quick(
-        task=task, data__id=None, reasonings__column="why", classifier__arms=["label_only", "both"], evaluate__encoder=str(base),
+        task=task, data__id=None, reasonings__column="why", classifier__arms=["label_only", "both"],
+        evaluate__encoder=str(base),
     ))  # fmt: skip
     found = done.metrics
     assert found["task"]["labels"] == [] and found["recommended"]["metric"] == "accuracy"
