@@ -115,7 +115,7 @@ def test_floors_on_request_stand_beside_the_others(
     pairs = {(row["a"], row["b"]) for row in found["comparisons"]}
     assert pairs == {("label_only/label", f"floors/{name}") for name in ("linear", "zero_shot", "encoder")}
     page = (done.folder / "report.html").read_text(encoding="utf-8")
-    assert "The finetuned encoder beats label_only by" in page
+    assert "The fine-tuned encoder beats label_only by" in page
     card = (done.folder / "label_only" / "README.md").read_text(encoding="utf-8")
     assert "encoder (floor)" in card and "zero_shot (floor)" in card
 

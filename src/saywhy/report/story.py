@@ -12,12 +12,7 @@ SIGNIFICANT = 0.05
 FEW_ROWS = 20  # a class with fewer test rows is named in the small print
 NBSP = "\u00a0"  # keeps "n = 300" on one line
 UNMEASURED = "Whether saying why helped was not measured."
-FLOOR_NAMES = {
-    "majority": "the majority floor",
-    "linear": "the linear floor",
-    "zero_shot": "the base as it is",
-    "encoder": "the finetuned encoder",
-}
+FLOOR_NAMES = {"majority": "the majority floor", "linear": "the linear floor"}
 METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mean_recall": "mean recall"}
 
 
@@ -323,33 +318,28 @@ def _other_choice(case: str, reasoned: System, base: System) -> list[str]:
 
 def _beside_floors(metrics: Mapping[str, Any], known: Sequence[System], winner: System) -> list[str]:
     """How the winner stands to the floors."""
-    said = [_beside_floor(metrics, winner, name) for name in FLOOR_NAMES]
-    said = [sentence for sentence in said if sentence]
+    said = []
+    row = difference(metrics, winner.key, "floors/linear")
+    if row is not None:
+        figures = (
+            f"{points(abs(row.difference))} points (95% interval {points(min(abs(row.low), abs(row.high)))} to "
+            f"{points(max(abs(row.low), abs(row.high)))}, {p_value(row.p)})"
+        )
+        clear = row.apart and row.p is not None and row.p < SIGNIFICANT
+        if clear and row.difference < 0:
+            said.append(f"The linear floor (TF-IDF and logistic regression) beats {winner.name} by {figures}.")
+        elif clear:
+            said.append(f"{winner.name} beats the linear floor by {figures}.")
+        else:
+            said.append(
+                f"{winner.name} and the linear floor (TF-IDF and logistic regression) are not clearly apart: "
+                f"{points(row.difference, sign=True)} points (95% interval {points(row.low)} to {points(row.high)}, "
+                f"{p_value(row.p)})."
+            )
     majority = next((one.test for one in known if one.key == "floors/majority" and one.test), None)
     if majority and 0 <= _accuracy(winner.test) <= _accuracy(majority):
         said.append(f"Always giving the most frequent label is right at least as often ({_share(majority)}).")
     return said
-
-
-def _beside_floor(metrics: Mapping[str, Any], winner: System, floor: str) -> str:
-    """How the winner stands to one floor, "" where they were not compared."""
-    row = difference(metrics, winner.key, f"floors/{floor}")
-    if row is None:
-        return ""
-    name = FLOOR_NAMES[floor] + (" (TF-IDF and logistic regression)" if floor == "linear" else "")
-    figures = (
-        f"{points(abs(row.difference))} points (95% interval {points(min(abs(row.low), abs(row.high)))} to "
-        f"{points(max(abs(row.low), abs(row.high)))}, {p_value(row.p)})"
-    )
-    clear = row.apart and row.p is not None and row.p < SIGNIFICANT
-    if clear and row.difference < 0:
-        return f"{name[0].upper()}{name[1:]} beats {winner.name} by {figures}."
-    if clear:
-        return f"{winner.name} beats {FLOOR_NAMES[floor]} by {figures}."
-    return (
-        f"{winner.name} and {name} are not clearly apart: {points(row.difference, sign=True)} points (95% interval "
-        f"{points(row.low)} to {points(row.high)}, {p_value(row.p)})."
-    )
 
 
 def _one_side(metrics: Mapping[str, Any], known: Sequence[System], only: System) -> Headline:
