@@ -27,15 +27,15 @@ FLOORS = {
     3: {"data", "evaluate"},
     4: {"report", "card", "serve", "lm"},
     5: {"train", "teachers", "predict", "doctor"},
-    6: {"reasoner", "reasonings", "support", "classifier", "probe", "export", "spread"},
+    6: {"reasoner", "reasonings", "support", "classifier", "encoder", "probe", "export", "spread"},
     7: {"pipeline"},
     8: {"study", "estimator", "demo", "dryrun", "labelling"},
     9: {"cli"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 WITH_MODELS = {
-    "lm", "train", "predict", "teachers", "reasoner", "support", "classifier", "pipeline", "dryrun", "doctor", "probe",
-    "export", "study", "estimator", "demo", "cli",
+    "lm", "train", "predict", "teachers", "reasoner", "support", "classifier", "encoder", "pipeline", "dryrun",
+    "doctor", "probe", "export", "study", "estimator", "demo", "cli",
 }  # fmt: skip
 COMMANDS = (
     "demo", "init", "check", "run", "reason", "train", "evaluate", "report", "predict", "label", "export", "serve",

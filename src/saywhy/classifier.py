@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from saywhy import card, store
 from saywhy.config import Arm, FromScratch, Train
 from saywhy.controls import Tokens
-from saywhy.lm import LM
+from saywhy.lm import LM, bind
 from saywhy.lm.encode import make_encoder, reasoning_tokens, render
-from saywhy.lm.load import tokenizer_of
+from saywhy.lm.load import model_of, tokenizer_of
 from saywhy.metrics import accuracy, count, macro_f1, mean_recall
 from saywhy.predict import Classifier, answer
 from saywhy.prompts import Part, row_pieces, target, targets, task_instruction
@@ -79,6 +80,14 @@ def course(
     weights = _class_weights(rows) if settings.class_weights == "balanced" else ()
     shares = _shares(rows) if settings.is_balanced else ()
     return Course(arm, base, task_instruction(task), settings, seed, around, weights, on_overflow, trust, shares, save)
+
+
+def untrained(task: Task, plan: Course, rows: Sequence[Row]) -> Classifier:
+    """Give the base of a course as a classifier that was taught nothing, asked as the one trained on `rows` will be."""
+    model = model_of(plan.base, plan.trust_remote_code)
+    if torch.cuda.is_available():
+        model.to("cuda")
+    return Classifier(bind(model, encode(plan, lessons(plan.arm, rows, {})).encoder), task, plan.arm, {})
 
 
 def _answer(arm: str, label: str) -> tuple[Part, ...]:

@@ -96,7 +96,7 @@ _SOURCES: tuple[KeyPath, ...] = (
     ("data", "train"), ("data", "dev"), ("data", "test"), ("reasoner", "worked_cases", "data"),
     ("reasonings", "file", "path"), ("label", "data"), ("label", "examples"),
 )  # fmt: skip
-_BASES: tuple[KeyPath, ...] = (("base",), ("reasoner", "base"), ("classifier", "base"))
+_BASES: tuple[KeyPath, ...] = (("base",), ("reasoner", "base"), ("classifier", "base"), ("evaluate", "encoder"))
 _KINDS = {
     "string_type": "text", "int_type": "a whole number", "float_type": "a number", "bool_type": "true or false",
     "tuple_type": "a list", "dict_type": "a mapping",
@@ -227,6 +227,11 @@ def _build(raw: Mapping[str, Any], places: Places, folder: Path) -> Config:
         raise RequestError("\n".join(dict.fromkeys(lines))) from error
     config = _with_bases_and_arms(config)
     _check_adapters(config, places)
+    if config.evaluate.zero_shot and isinstance(config.classifier.base, FromScratch):
+        raise RequestError(
+            f"{_place(('evaluate', 'zero_shot'), places)}: evaluate.zero_shot: a base from scratch knows nothing "
+            "before it is trained; leave it out, or name a hub id or a folder as base"
+        )
     config._folder = folder
     return config
 

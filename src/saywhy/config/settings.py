@@ -483,6 +483,13 @@ class Evaluate(Settings):
         default=None,
         description="only these modes, where an arm was taught them; null: all but vote and ensemble, which cost more",
     )
+    zero_shot: bool = Field(
+        default=False, description="a floor beside the others: the classifier's base as it is, its labels scored"
+    )
+    encoder: Words | None = Field(
+        default=None,
+        description="a floor beside the others: this encoder finetuned, a hub id or a folder; null: none",
+    )
     budget: Budget = Budget()
     abstain_below: float | None = Field(
         default=None,

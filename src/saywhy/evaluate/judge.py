@@ -18,7 +18,8 @@ from saywhy.records import Task
 
 Scores = dict[str, Any]
 
-LINEAR_FLOOR = "floors/linear"
+# The floors that all arms are compared with; always answering the same decides nothing.
+COMPARED_FLOORS = ("floors/linear", "floors/zero_shot", "floors/encoder")
 # The explanation follows a label that the same arm's mode `label` gives too: it decides nothing of its own.
 EXPLAIN = "explain"
 
@@ -127,15 +128,15 @@ def comparisons(
 ) -> list[dict[str, Any]]:
     """All pairs of systems, each metric in turn; `p_holm` adjusts for all accuracy rows together.
 
-    In a pair `b` is the earlier system of the mapping, so that a positive difference speaks for the later one;
-    `floors/linear` is earlier than all. Other floors are left out.
+    In a pair `b` is the earlier system of the mapping, so that a positive difference speaks for the later one; floors
+    are earlier than all. They are not compared with each other, and `floors/majority` is left out.
     """
-    compared = {name: x for name, x in systems.items() if not name.startswith("floors/")}
-    if LINEAR_FLOOR in systems:
-        compared = {LINEAR_FLOOR: systems[LINEAR_FLOOR], **compared}
+    arms = {name: x for name, x in systems.items() if not name.startswith("floors/")}
+    floors = {name: systems[name] for name in COMPARED_FLOORS if name in systems}
+    compared = {**floors, **arms}
     names = tuple(metrics.METRICS) if task.labels else ("accuracy",)
     measured = measure(task, compared, names, resamples, seed)
-    pairs = list(combinations(compared, 2))
+    pairs = [(b, a) for b, a in combinations(compared, 2) if a not in floors]
     rows = [_row(a, measured[a], b, measured[b], metric) for b, a in pairs for metric in names]
     tested = [row for row in rows if row["p_mcnemar"] is not None]
     for row, adjusted in zip(tested, metrics.holm([row["p_mcnemar"] for row in tested]), strict=True):

@@ -9,13 +9,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from saywhy import checks, classifier, controls, evaluate, journal, reasoner, reasonings, report, store
+from saywhy import checks, classifier, controls, encoder, evaluate, journal, reasoner, reasonings, report, store
 from saywhy.config import Arm, Config, FromScratch, Train, dump, needed_base
 from saywhy.data import fingerprint, read
 from saywhy.journal import Journal
 from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
-from saywhy.pipeline.floors import floors
+from saywhy.pipeline.floors import floors, without
 from saywhy.pipeline.measures import course, measured, measured_by
 from saywhy.pipeline.probes import probed
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, keep, stage, tracked, worked_lessons
@@ -134,6 +134,8 @@ def refuse_early(config: Config, until: str = "report") -> None:
         made = None if isinstance(base, FromScratch) else base
         for place, train in _trainings(config, name):
             adapters.refuse(made, config.trust_remote_code, train, place)
+    if until in ("evaluate", "report") and config.evaluate.encoder is not None:
+        encoder.refuse(config.evaluate.encoder, config.trust_remote_code)
 
 
 def _trainings(config: Config, stage: str) -> list[tuple[str, Train]]:
@@ -369,7 +371,7 @@ def _evaluated(this: Run, arms: Mapping[str, Made], written: Made | None, lesson
     kinds = {arm.name: arm.arm for arm in config.classifier.arms}
     dev: dict[str, evaluate.Answers] = {}
     test: dict[str, evaluate.Answers] = {}
-    notes = missing(config)
+    notes = [*missing(config), *without(config)]
     train = {name: store.read_json(made.folder / "train.json") for name, made in arms.items()}
     # All questions to one arm come one after another; no two models need to be in memory.
     opened = lru_cache(maxsize=1)(load)
