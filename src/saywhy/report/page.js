@@ -277,7 +277,7 @@ class Explorer {
     const right = said.label === row.gold;
     const verdict = make("p", "said", make("b", "", right ? "✓" : "✗"), words("bdi", "", this.label(row, said.label)));
     verdict.append(make("span", "small", right ? " right" : " wrong"));
-    const side = make("div", "side", head, verdict, this.bars(row, said));
+    const side = make("div", right ? "side" : "side wrong", head, verdict, this.bars(row, said));
     if (said.forced) side.append(make("p", "foot", "the length limit ended the reasoning"));
     if (said.reasoning) {
       side.append(make("div", "why", make("b", "", "Reasoning"), words("p", "", said.reasoning)));
@@ -301,7 +301,7 @@ class Explorer {
       const name = words("bdi", "", this.label(row, place));
       const bar = make("li", place === row.gold ? "gold" : "", name, make("span", "value", share(shares.get(place))));
       bar.append(make("span", "bar", fill));
-      if (place === row.gold) name.append(make("small", "", " gold"));
+      if (place === row.gold) name.append(make("small", "", " (gold)"));
       list.append(bar);
     }
     const rest = order.length - drawn.filter((place) => shares.has(place)).length;
