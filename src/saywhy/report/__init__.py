@@ -15,6 +15,9 @@ from saywhy.report.explorer import LENGTH, calibrated, drawing, explorer
 from saywhy.report.figures import Figure, Table
 from saywhy.report.page import amount, cut, interval, percent, points
 from saywhy.report.story import System
+from saywhy.report.study import render_study, study_predictions, write_study
+
+__all__ = ["render", "render_study", "study_predictions", "write", "write_study"]
 
 EXAMPLES = 10  # right answers shown, and wrong ones
 ANSWERED = (1.0, 0.9, 0.8, 0.5)  # shares of the rows to answer that the table of the surest rows has
