@@ -208,7 +208,7 @@ def faithful(
 ) -> dict[str, Any]:
     """What a faithfulness probe found, by default that answers follow; every share is another one."""
     half = {"followed": share(followed, 140), "changed": share(0.41, 140), "agrees": share(0.97, 140)}
-    other = {"followed": share(None if followed is None else followed - 0.2, 60), "changed": share(0.52, 60)}
+    other = {"followed": share(None if followed is None else max(followed - 0.2, 0.0), 60), "changed": share(0.52, 60)}
     return {
         "n": 300,
         "own": share(1.0, 300),

@@ -191,7 +191,7 @@ def test_the_policy_lets_the_style_and_the_script_of_the_page_run_and_nothing_el
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None and "unsafe" not in policy[1] and "style=" not in page
     rules = dict(rule.split(" ", 1) for rule in policy[1].split("; "))
-    assert rules.pop("default-src") == "'none'"
+    assert [rules.pop(name) for name in ("default-src", "base-uri", "form-action")] == ["'none'"] * 3
     for tag in ("style", "script"):
         inside = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(inside[0].encode()).digest()).decode()

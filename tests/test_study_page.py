@@ -1,4 +1,4 @@
-"""The page of a study in a real browser: three widths, light and dark, sorted, filtered, printed, and without scripts."""
+"""The page of a study in a real browser: three widths, light and dark, sorted, filtered, and without scripts."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from saywhy import store
 from saywhy.records import RequestError
-from saywhy.report import classes, cost, figures, inside, page, story, trust
-from saywhy.report.explorer import LENGTH, calibrated, drawing, explorer
+from saywhy.report import classes, cost, explorer, figures, inside, page, story, trust
+from saywhy.report.explorer import LENGTH, calibrated, drawing
 from saywhy.report.figures import Figure, Table
 from saywhy.report.page import amount, cut, interval, percent, points
 from saywhy.report.story import System
@@ -61,7 +61,7 @@ def render(metrics: Mapping[str, Any], predictions: Mapping[str, Sequence[Mappin
         untrusted="" if "faithfulness" in probes else trust.unmeasured(known),
         trust_setting=trust.SETTING,
         places=inside.places(probes.get("inside") or {}),
-        explorer=explorer(metrics["task"], known, _pair(main, headline), predictions),
+        explorer=explorer.explore(metrics["task"], known, _pair(main, headline), predictions),
         examples=_examples(metrics, known, main, headline, predictions),
         reasonings=_reasonings(metrics.get("reasonings")),
         audit=_audit(metrics),

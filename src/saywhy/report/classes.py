@@ -166,19 +166,22 @@ def _lost(
         return []
     told = (base.test or {})["per_class"][label]
     said = []
-    for one in shown:
+    for one in (one for one in shown if one.tone == "reasoned" and one.mode != "explain"):
         row = (one.test or {})["per_class"][label]
-        if one.tone != "reasoned" or row["recall"] is None or not row["recall"] < (told["recall"] or 0):
+        if row["recall"] is None or not row["recall"] < (told["recall"] or 0):
             continue
         lost, won = _exchanged(label, one, base, predictions)
+        p = mcnemar_exact(lost, won)
+        sure = p < story.SIGNIFICANT
         sentence = (
-            f"{one.name} loses rows of the rarest class: it finds {_share(row)} of the {row['support']:,} test rows of "
-            f"{cut(label, LABEL_LENGTH)}, {base.name} {_share(told)}."
+            f"{one.name} {'loses' if sure else 'finds fewer'} rows of the rarest class: it finds {_share(row)} of the "
+            f"{row['support']:,} test rows of {cut(label, LABEL_LENGTH)}, {base.name} {_share(told)}."
         )
         if lost or won:
-            p = mcnemar_exact(lost, won)
-            sentence += f" It misses {lost:,} that {base.name} finds and finds {won:,} that {base.name} misses"
-            sentence += f" ({story.p_value(p)}" + ("): chance alone can bring that about." if p >= 0.05 else ").")
+            sentence += (
+                f" It misses {lost:,} that {base.name} finds and finds {won:,} that {base.name} misses "
+                f"({story.p_value(p)}){'' if sure else ': chance alone can bring that about'}."
+            )
         said.append(sentence)
     return said
 

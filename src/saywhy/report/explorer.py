@@ -52,7 +52,7 @@ class Explorer:
         )
 
 
-def explorer(
+def explore(
     task: Mapping[str, Any], known: Sequence[System], first: Sequence[System], predictions: Mapping[str, Rows]
 ) -> Explorer | None:
     """What the explorer shows; None without predictions.
@@ -76,7 +76,7 @@ def explorer(
             break
         written.append(row)
     head = {
-        "labels": list(task["labels"]),
+        "labels": [cut(label, LENGTH) for label in task["labels"]],
         "systems": [{"key": one.key, "tone": one.tone} for one in have],
         "first": [have.index(one) for one in first if one in have][:2] or [0],
     }
@@ -133,7 +133,7 @@ def _row(task: Mapping[str, Any], have: Sequence[System], answers: Sequence[Mapp
 
 def _place(labels: Sequence[str], label: str) -> int | str:
     """The place of a label, or the label itself where it is none of them."""
-    return labels.index(label) if label in labels else label
+    return labels.index(label) if label in labels else cut(label, LENGTH)
 
 
 def _json(value: object) -> str:

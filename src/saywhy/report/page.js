@@ -271,13 +271,13 @@ class Explorer {
 
   side(row, place) {
     const { key, tone } = this.head.systems[place];
-    const head = make("h4", "", make("span", `tone ${tone}`), make("span", "key", key));
+    const head = make("h3", "", make("span", `tone ${tone}`), make("span", "key", key));
     const said = row.answers[place];
     if (!said) return make("div", "side", head, make("p", "small", "did not answer this row"));
     const right = said.label === row.gold;
     const verdict = make("p", "said", make("b", "", right ? "✓" : "✗"), words("bdi", "", this.label(row, said.label)));
     verdict.append(make("span", "small", right ? " right" : " wrong"));
-    const side = make("div", "side", head, verdict, this.bars(row, said));
+    const side = make("div", right ? "side" : "side wrong", head, verdict, this.bars(row, said));
     if (said.forced) side.append(make("p", "foot", "the length limit ended the reasoning"));
     if (said.reasoning) {
       side.append(make("div", "why", make("b", "", "Reasoning"), words("p", "", said.reasoning)));
@@ -301,7 +301,7 @@ class Explorer {
       const name = words("bdi", "", this.label(row, place));
       const bar = make("li", place === row.gold ? "gold" : "", name, make("span", "value", share(shares.get(place))));
       bar.append(make("span", "bar", fill));
-      if (place === row.gold) name.append(make("small", "", " gold"));
+      if (place === row.gold) name.append(make("small", "", " (gold)"));
       list.append(bar);
     }
     const rest = order.length - drawn.filter((place) => shares.has(place)).length;
@@ -320,7 +320,7 @@ function explore() {
   const follow = () => {
     if (!location.hash.startsWith("#explorer?")) return;
     ready().read(location.hash);
-    document.getElementById("explorer").scrollIntoView({ block: "start" });
+    document.getElementById("explorer").scrollIntoView({ block: "start", behavior: "instant" });
   };
   // Rows are many: they are read when somebody comes near them.
   new IntersectionObserver((seen, observer) => {

@@ -209,14 +209,14 @@ def _figures(name: str, told: Mapping[str, Any], key: str) -> list[Figure]:
         ("Same answer’s: stayed", swapped["stayed"]),
         ("Other answer’s: followed", other["followed"]),
         ("Other answer’s: stayed", other["stayed"]),
-        ("Other answer’s: a third answer", other["elsewhere"]),
-        ("One mistake: changed", told["mistake"]["changed"]),
-        ("Label words masked: stayed", told["masked"]["same"]),
-        ("Own conclusion is the answer", told["conclusion"]["agrees"]),
+        ("Other answer’s: a third", other["elsewhere"]),
+        ("A mistake: changed", told["mistake"]["changed"]),
+        ("Label masked: stayed", told["masked"]["same"]),
+        ("Conclusion agrees", told["conclusion"]["agrees"]),
     ]
     split = [
         (f"{what}, {kind} rows", told["by_right"][kind][field])
-        for field, what in (("followed", "Followed the other"), ("changed", "Changed by mistake"), ("agrees", "Agrees"))
+        for field, what in (("followed", "Followed"), ("changed", "Changed"), ("agrees", "Agrees"))
         for kind in ("right", "wrong")
     ]
     drawn = [
@@ -224,8 +224,10 @@ def _figures(name: str, told: Mapping[str, Any], key: str) -> list[Figure]:
             f"{key}-swaps",
             "What becomes of an answer when its reasoning is exchanged or spoilt, % of rows",
             exchanged,
-            f"{name}: the first four were given the reasoning of another row, with the same answer or another one. "
-            "Lines are 95% intervals.",
+            f"{name}. First the reasoning of another row was given, one with the same answer or one with another: the "
+            "answer followed it, stayed as it was or became a third. Then one mistake was put into the row’s own "
+            "reasoning, and label words were masked in it. Last, whether a reasoning’s own conclusion is the answer "
+            "behind it.",
         ),
         _line(
             f"{key}-truncated",
@@ -247,8 +249,8 @@ def _figures(name: str, told: Mapping[str, Any], key: str) -> list[Figure]:
             f"{key}-split",
             "Rows answered rightly and wrongly, %",
             split,
-            "The same asked of rows whose own answer is right and of those whose answer is wrong. Circles are right "
-            "rows, squares wrong ones.",
+            "Rows whose own answer is right (circles) and wrong (squares): followed the reasoning of a row with "
+            "another answer, changed by a mistake, agrees with the reasoning’s own conclusion.",
         ),
     ]
     return [one for one in drawn if one is not None]
@@ -321,14 +323,14 @@ def _scores(told: Mapping[str, Any]) -> list[Score]:
     if rq:
         beside = f" ({rq['without_system']})" if rq.get("without_system") else ""
         found.append(
-            Score("RQ, points", points(rq["value"]), interval(rq["ci95"]), _n(rq["n"]),
+            Score("RQ, points", points(rq["value"]), interval(rq["ci95"], points), _n(rq["n"]),
                   f"accuracy with the reasoning ({percent(rq['with'])}%) less that without one "
                   f"({percent(rq['without'])}%{beside}): what reasonings gain")
         )  # fmt: skip
     if las:
         leaking, hidden = las["leaking"], las["hidden"]
         found += [
-            Score("LAS, points", points(las["value"]), interval(las["ci95"]), _n(leaking["n"] + hidden["n"]),
+            Score("LAS, points", points(las["value"]), interval(las["ci95"], points), _n(leaking["n"] + hidden["n"]),
                   "the mean of the two lines below: what a reasoning helps to foresee the answer, leaks set apart"),
             Score("LAS, leaking", points(leaking["value"]), UNDEFINED, _n(leaking["n"]),
                   "rows whose answer can be read from the reasoning alone"),
