@@ -3,7 +3,7 @@
 #   make demo      the whole method on the bundled task, offline once installed
 #   make test      the test suite
 #   make check     ruff and mypy
-#   make test-page the page of `saywhy serve` in a real browser: needs chromium on the PATH
+#   make test-page the pages of `saywhy serve` and of reports in a real browser: needs chromium on the PATH
 #   make test-all  also the tests that need a browser, a cluster, a GPU or minutes; they skip where that is absent
 #   make clean     remove what the targets made, .venv included; runs/ stays
 #
@@ -24,7 +24,7 @@ test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m "not soak" $(TEST_ARGS)
 
 test-page: $(VENV)/installed-browser
-	$(VENV)/bin/python -m pytest tests/test_page.py -rs $(TEST_ARGS)
+	$(VENV)/bin/python -m pytest tests/test_page.py tests/test_report_page.py tests/test_study_page.py -rs $(TEST_ARGS)
 
 test-all: $(VENV)/installed-browser
 	$(VENV)/bin/python -m pytest -rs $(TEST_ARGS)

@@ -10,11 +10,14 @@ from typing import Any
 
 from saywhy import store
 from saywhy.records import RequestError
-from saywhy.report import classes, cost, figures, inside, page, story, trust
-from saywhy.report.explorer import LENGTH, calibrated, drawing, explorer
+from saywhy.report import classes, cost, explorer, figures, inside, page, story, trust
+from saywhy.report.explorer import LENGTH, calibrated, drawing
 from saywhy.report.figures import Figure, Table
 from saywhy.report.page import amount, cut, interval, percent, points
 from saywhy.report.story import System
+from saywhy.report.study import render_study, study_predictions, write_study
+
+__all__ = ["render", "render_study", "study_predictions", "write", "write_study"]
 
 EXAMPLES = 10  # right answers shown, and wrong ones
 ANSWERED = (1.0, 0.9, 0.8, 0.5)  # shares of the rows to answer that the table of the surest rows has
@@ -58,7 +61,7 @@ def render(metrics: Mapping[str, Any], predictions: Mapping[str, Sequence[Mappin
         untrusted="" if "faithfulness" in probes else trust.unmeasured(known),
         trust_setting=trust.SETTING,
         places=inside.places(probes.get("inside") or {}),
-        explorer=explorer(metrics["task"], known, _pair(main, headline), predictions),
+        explorer=explorer.explore(metrics["task"], known, _pair(main, headline), predictions),
         examples=_examples(metrics, known, main, headline, predictions),
         reasonings=_reasonings(metrics.get("reasonings")),
         audit=_audit(metrics),

@@ -52,7 +52,7 @@ class Explorer:
         )
 
 
-def explorer(
+def explore(
     task: Mapping[str, Any], known: Sequence[System], first: Sequence[System], predictions: Mapping[str, Rows]
 ) -> Explorer | None:
     """What the explorer shows; None without predictions.

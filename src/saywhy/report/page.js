@@ -271,7 +271,7 @@ class Explorer {
 
   side(row, place) {
     const { key, tone } = this.head.systems[place];
-    const head = make("h4", "", make("span", `tone ${tone}`), make("span", "key", key));
+    const head = make("h3", "", make("span", `tone ${tone}`), make("span", "key", key));
     const said = row.answers[place];
     if (!said) return make("div", "side", head, make("p", "small", "did not answer this row"));
     const right = said.label === row.gold;
@@ -320,7 +320,7 @@ function explore() {
   const follow = () => {
     if (!location.hash.startsWith("#explorer?")) return;
     ready().read(location.hash);
-    document.getElementById("explorer").scrollIntoView({ block: "start" });
+    document.getElementById("explorer").scrollIntoView({ block: "start", behavior: "instant" });
   };
   // Rows are many: they are read when somebody comes near them.
   new IntersectionObserver((seen, observer) => {

@@ -12,6 +12,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -23,8 +24,9 @@ CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uf
 UNDEFINED = Markup('<abbr title="undefined">–</abbr>')
 
 
+@cache
 def environment() -> Environment:
-    """A new jinja environment that finds this room's templates, with the filters that write figures."""
+    """The jinja environment that finds this room's templates, with the filters that write figures."""
     made = Environment(
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

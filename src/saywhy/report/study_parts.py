@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from saywhy.report import figures, study_figures, study_story
+from saywhy.report.page import cut
 from saywhy.report.study_figures import FLOOR, PALETTE, Block, Line, Point
 from saywhy.report.study_story import Finding
 
@@ -19,6 +21,7 @@ PANELS = 6  # small multiples of one part
 MARKS = 60  # rows of a plot of settings, beyond which only the headline's pair is drawn
 DRAWN_FLOORS = ("floors/linear", "floors/encoder", "floors/zero_shot")
 TOP_UP = "reasonings.top_up"
+SECTIONS = re.compile(r"(?:(?<=^)|(?<=, ))(?:\w+\.)+(?=\w+=)")  # of `a.b.key=value, other=value`
 LOG = 8.0  # sizes that lie further apart than by this factor are drawn on a scale of logarithms
 
 
@@ -68,11 +71,10 @@ def part_view(
     shown = Shown(part, settings, names, named)
     # What topping up is for stands first: the recall of the rarest class.
     label = rarest([one for _, one in settings]) if TOP_UP in part["axes"] else None
-    metrics = [*([f"recall:{label}"] if label is not None else []), metric]
-    metrics += ["accuracy"] if metric != "accuracy" else []
+    metrics = [*([f"recall:{label}"] if label is not None else []), metric, "accuracy", document["metric"]]
     metrics += [name for name in ("mae", "qwk") if any(_figure(one, key, name) for _, one in settings for key in drawn)]
     plots = []
-    for number, name in enumerate(metrics):
+    for number, name in enumerate(dict.fromkeys(metrics)):
         panels = list(_panels(f"part-{at}-{number}", shown, name))
         if panels:
             plots.append({"metric": name, "panels": panels[:PANELS], "all": len(panels)})
@@ -135,7 +137,7 @@ def _panels(key: str, shown: Shown, metric: str) -> Iterator[Panel]:
     groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
     for at, one in some:
         value = "" if other is None else study_story.written(value_of(shown.part, at, one, other))
-        groups.setdefault(value and f"{(other or '').rpartition('.')[2]}={value}", []).append((at, one))
+        groups.setdefault(value and cut(f"{(other or '').rpartition('.')[2]}={value}", 80), []).append((at, one))
     up = _marks(shown, metric, 5)
     for number, (title, of_title) in enumerate(groups.items()):
         yield Panel(title, _learning(f"{key}-{number}", title, axis, replace(shown, settings=of_title), metric, up))
@@ -200,7 +202,7 @@ def _learning(key: str, title: str, axis: str, shown: Shown, metric: str, up: Se
     at_x = sorted(
         ((_place(part, at, one, axis) or 0.0, at, one) for at, one in shown.settings), key=lambda one: one[:2]
     )
-    names = {x: study_story.written(value_of(part, at, one, axis)) for x, at, one in at_x}
+    names = {x: cut(study_story.written(value_of(part, at, one, axis)), 40) for x, at, one in at_x}
     # Where zero stands beside sizes of several orders no scale shows them all: their places are evenly apart then.
     positive = [x for x in names if x > 0]
     wide = len(positive) > 1 and max(positive) / min(positive) >= LOG
@@ -214,7 +216,7 @@ def _learning(key: str, title: str, axis: str, shown: Shown, metric: str, up: Se
             lines.append(Line(name, index, points))
     each = [f"{line.name} {', '.join(f'{point.mean:.{places}f}' for point in line.points)}" for line in lines]
     said = f"At {', '.join(names.values())}: {'; '.join(each)}"
-    words = f"{_metric(metric)} over {axis}{f', {title}' if title else ''}"
+    words = f"{_metric(metric)} over {cut(axis, 80)}{f', {title}' if title else ''}"
     across = [(stand[x], name) for x, name in names.items()]
     return study_figures.learning(key, words, said, lines, across, up, log)
 
@@ -231,11 +233,15 @@ def _blocks(key: str, shown: Shown, metric: str) -> Markup:
                 point = _point(found, 0.0, times)
                 inside = f" [{point.low:.{places}f}, {point.high:.{places}f}]" if point.low is not None else ""
                 inner.append((index, point, f"{name}: {point.mean:.{places}f}{inside}"))
-        called = shown.names[one["id"]]
-        axes = shown.part["axes"]
-        rows.append(Block(called.removeprefix(f"{axes[0]}=") if len(axes) == 1 else called, tuple(inner)))
+        rows.append(Block(_short(shown, one["id"]), tuple(inner)))
     said = "; ".join(f"{block.name}: " + ", ".join(words for _, _, words in block.rows) for block in rows)
     return study_figures.blocks(key, f"{_metric(metric)} by setting", said, rows, _marks(shown, metric, 6))
+
+
+def _short(shown: Shown, ident: str) -> str:
+    """What a plot calls a setting: the value where there is one key, else keys without their sections."""
+    axes, called = shown.part["axes"], shown.names[ident]
+    return called.removeprefix(f"{axes[0]}=") if len(axes) == 1 else SECTIONS.sub("", called)
 
 
 def _metric(metric: str) -> str:

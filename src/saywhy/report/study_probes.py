@@ -10,8 +10,9 @@ from saywhy.report import cost, inside, trust
 from saywhy.report.cost import Latency
 from saywhy.report.figures import Table
 from saywhy.report.inside import Place
-from saywhy.report.page import interval, percent
+from saywhy.report.page import cut, interval, percent
 from saywhy.report.story import System
+from saywhy.report.study_story import NAME
 from saywhy.report.trust import Trust
 
 SETTINGS = 12  # settings whose probes are shown in full; the table has all
@@ -36,7 +37,9 @@ def probed(settings: Sequence[Mapping[str, Any]]) -> Probed:
     """Everything that the probes of the settings found; settings without probes add nothing."""
     have = [one for one in settings if one.get("probes")]
     faithful = [
-        (one["name"], name, told) for one in have for name, told in (one["probes"].get("faithfulness") or {}).items()
+        (cut(one["name"], NAME), name, told)
+        for one in have
+        for name, told in (one["probes"].get("faithfulness") or {}).items()
     ]
     sections: list[tuple[str, Trust]] = []
     for at, (setting, name, told) in enumerate(faithful[:SETTINGS]):
@@ -47,7 +50,7 @@ def probed(settings: Sequence[Mapping[str, Any]]) -> Probed:
         told = one["probes"].get("latency")
         found = cost.latency(told, _systems(one), f"latency-{at}") if told else None
         if found is not None:
-            latencies.append((one["name"], found))
+            latencies.append((cut(one["name"], NAME), found))
     table = _table(faithful) if len(faithful) > 1 else None
     return Probed(tuple(sections), table, tuple(inside.places(looked)), left_out, tuple(latencies))
 
@@ -59,7 +62,7 @@ def _looked_at(settings: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Mapping
     layers owe to reasonings.
     """
     every = [
-        (one["systems"].get(name, {}).get("replace", "none") != "none", at > 0, one["name"], name, told)
+        (one["systems"].get(name, {}).get("replace", "none") != "none", at > 0, cut(one["name"], NAME), name, told)
         for at, one in enumerate(settings)
         for name, told in (one["probes"].get("inside") or {}).items()
     ]

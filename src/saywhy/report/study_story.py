@@ -8,6 +8,7 @@ from typing import Any
 
 from saywhy import controls
 from saywhy.report import story
+from saywhy.report.page import cut
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -18,6 +19,7 @@ METRIC_NAMES = {
 }
 LOWER_IS_BETTER = ("mae", "mae_expected", "nll", "brier", "ece", "forced", "tokens_per_row")
 AS_WRITTEN = "as written"  # what a part calls a setting that changes none of its keys
+NAME = 120  # characters shown of a setting's name
 FEW_SEEDS = 5  # fewer seeds than these are named beside what they are to show
 MODES = {
     ("reason_then_label", "reason"): "reasoning first",
@@ -167,7 +169,7 @@ def setting_names(document: Mapping[str, Any]) -> dict[tuple[str, str], str]:
             named = [f"{axis}={written(values[axis])}" for axis in part["axes"] if axis in values]
             if not part["axes"]:
                 named = [written(values[part["name"]])] if part["name"] in values else [by_id[ident]["name"]]
-            names[(part["name"], ident)] = ", ".join(named) or AS_WRITTEN
+            names[(part["name"], ident)] = cut(", ".join(named), NAME) or AS_WRITTEN
     return names
 
 
@@ -352,7 +354,7 @@ def _side(settings: Mapping[str, Any], names: Mapping[tuple[str, str], str], par
     setting = settings.get(one["setting"]) or {}
     system = (setting.get("systems") or {}).get(one["system"]) or {}
     kind = system.get("kind") or ("floor" if one["system"].startswith("floors/") else one["system"].partition("/")[0])
-    name = names.get((part, one["setting"])) or setting.get("name", one["setting"])
+    name = names.get((part, one["setting"])) or cut(setting.get("name", one["setting"]), NAME)
     return Side(one["setting"], name, one["system"], kind, system.get("replace") or "none")
 
 
