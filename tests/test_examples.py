@@ -14,6 +14,7 @@ import yaml
 import toy
 from saywhy import cli, config, tickets
 from saywhy.config import settings
+from saywhy.config.reasonings import CONTROLS
 from saywhy.data import read
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,8 @@ def names_of_sections(kind: type[settings.Settings]) -> set[str]:
 
 def test_there_are_as_many_examples_as_this_file_knows() -> None:
     assert [path.name for path in EXAMPLES] == [
-        "emotion-small.yaml", "emotion.yaml", "two-stage-recipe.yaml", "tickets.yaml",
+        "emotion-small.yaml", "emotion.yaml", "regularization-small.yaml", "regularization.yaml",
+        "two-stage-recipe.yaml", "two-stage-small.yaml", "two-stage.yaml", "tickets.yaml",
     ]  # fmt: skip
 
 
@@ -154,6 +156,54 @@ def test_checking_the_papers_recipe_tells_steps_and_tokens_of_every_arm(
     }
     assert set(steps) <= set(tokens)
     assert tokens["label_only_same_tokens"] == pytest.approx(tokens["reason_then_label"], rel=0.2)
+
+
+def study_of(name: str) -> tuple[config.Config, dict[str, list[config.Cell]]]:
+    made, cells = config.load_study(ROOT / "examples" / "papers" / f"{name}.yaml")
+    by_part: dict[str, list[config.Cell]] = {}
+    for cell in cells:
+        by_part.setdefault(cell.part, []).append(cell)
+    return made, by_part
+
+
+def test_the_first_papers_study_asks_all_that_its_readers_ask() -> None:
+    made, parts = study_of("two-stage")
+    assert made.evaluate.zero_shot and made.evaluate.encoder and made.evaluate.probes == ("faithfulness", "inside")
+    assert all({cell.config.seed for cell in cells} == {0, 1, 2, 3, 4} for cells in parts.values())
+    recipe = config.load(ROOT / "examples" / "papers" / "two-stage-recipe.yaml")
+    (first, *_) = parts["result"]
+    told = first.config.classifier.train
+    assert told == recipe.classifier.train.model_copy(update={"optimizer": told.optimizer})
+    assert first.config.reasoner.train == recipe.reasoner.train
+    assert first.config.reasonings.checks == recipe.reasonings.checks and first.config.reasonings.candidates == 1
+    told_of = {
+        (cell.config.reasonings.teacher, cell.config.reasonings.label_shown,
+         tuple(one.of_this_task for one in cell.config.reasoner.sources))
+        for cell in parts["stage_1"]
+    }  # fmt: skip
+    assert told_of == {
+        (("reasoner",), True, (False,)), (("reasoner",), True, (True,)), (("reasoner",), True, (False, True)),
+        (("base",), True, (False,)), (("reasoner",), False, (False,)),
+    }  # fmt: skip
+    assert {cell.config.reasonings.replace for cell in parts["controls"]} == {*CONTROLS, "corrupt(0.2)"}
+    assert {cell.config.data.balanced for cell in parts["balanced"]} == {False, True}
+    assert {cell.config.reasonings.top_up for cell in parts["rare"]} == {None, 0.5}
+
+
+def test_the_second_papers_study_has_its_eighteen_settings() -> None:
+    made, parts = study_of("regularization")
+    assert made.evaluate.zero_shot and made.evaluate.encoder and made.evaluate.probes == ("faithfulness", "inside")
+    settings_of = {cell.config.data.train: cell.config for cell in parts["settings"]}
+    assert len(settings_of) == 18 and len(parts["settings"]) == 18 * 5
+    assert len({one.task.instruction for one in settings_of.values()}) == 3
+    for train, one in settings_of.items():
+        assert str(one.data.test) == train.replace(".train.", ".test.")
+        axis = Path(train).name.partition("-")[2].partition(".")[0].split("_")[-1]
+        assert {"naturalness": "natural", "comprehensiveness": "comprehensive", "topic": "topic"}[axis] in (
+            one.task.instruction
+        )
+        assert one.task.ordinal and one.classifier.train.bits == 4
+    assert {cell.config.reasonings.replace for cell in parts["pseudo_explanations"]} == {*CONTROLS, "corrupt(0.2)"}
 
 
 def test_configs_on_pages_are_configs() -> None:
