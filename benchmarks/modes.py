@@ -10,14 +10,14 @@ the arms of the first run are asked again, so many rows at a time, as a server i
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saywhy import config, data, store
-from saywhy.predict import answer, load
+from saywhy.predict import load
+from saywhy.probe import TIMED_ROWS, latency
 
 FIGURES = ("accuracy", "mean_recall", "nll", "ece", "tokens_per_row", "rows_per_second")
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--batches", nargs="*", type=int, default=[])
-    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=TIMED_ROWS, help="at most so many are timed")
     given = parser.parse_args()
     documents = [store.read_json(run / "metrics.json") for run in given.runs]
     print(f"{len(documents)} runs, {documents[0]['floors']['majority']['n']} test rows each\n")
@@ -71,25 +71,16 @@ def mean(documents: list[dict[str, Any]], arm: str, mode: str, name: str) -> flo
 
 def by_batch(run: Path, document: dict[str, Any], sizes: list[int], count: int) -> list[str]:
     """Ask each arm and mode about the same rows, so many at a time: accuracy, and rows and right answers a second."""
-    settings = config.load(run / "config.yaml")
-    rows = data.read(settings).test[:count]
+    rows = data.read(config.load(run / "config.yaml")).test[:count]
     heads = " | ".join(f"{size} at a time: rows/s, right/s" for size in sizes)
     lines = [f"| arm / mode, {len(rows)} rows | accuracy | {heads} |", "|---" * (2 + len(sizes)) + "|"]
     for arm, entry in document["arms"].items():
         classifier = load(run / arm)
         for mode in entry["modes"]:
-            if mode == "explain":
-                continue
-            answer(classifier, rows[: max(sizes)], mode)
-            cells, right = [], 0
-            for size in sizes:
-                began = time.perf_counter()
-                starts = range(0, len(rows), size)
-                found = [one for at in starts for one in answer(classifier, rows[at : at + size], mode)]
-                seconds = time.perf_counter() - began
-                right = sum(one.label == row.label for one, row in zip(found, rows, strict=True))
-                cells.append(f"{len(rows) / seconds:.0f}, {right / seconds:.0f}")
-            lines.append(f"| {arm} / {mode} | {100 * right / len(rows):.1f} | {' | '.join(cells)} |")
+            if mode != "explain":
+                found = latency(classifier, rows, mode, sizes)
+                cells = [f"{one['rows'] / one['seconds']:.0f}, {one['right'] / one['seconds']:.0f}" for one in found]
+                lines.append(f"| {arm} / {mode} | {100 * found[-1]['right'] / len(rows):.1f} | {' | '.join(cells)} |")
     return lines
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from saywhy import metrics
 from saywhy.evaluate.answers import Answers
 from saywhy.evaluate.figures import mean
-from saywhy.evaluate.folds import MOST_ROWS, by_words, deal, out_of_folds
+from saywhy.evaluate.folds import MOST_ROWS, Learn, by_words, deal, out_of_folds
 from saywhy.evaluate.measured import measure
 from saywhy.metrics import Floats
 from saywhy.records import Prediction, Row, Task
@@ -51,13 +51,15 @@ def quality(
     }, ""
 
 
-def las(task: Task, answers: Answers, resamples: int, seed: int) -> tuple[dict[str, Any], str]:
+def las(
+    task: Task, answers: Answers, resamples: int, seed: int, learn: Learn = by_words
+) -> tuple[dict[str, Any], str]:
     """Leakage-adjusted simulatability (Hase et al. 2020, section 4), and what is missing, "" if nothing.
 
     A simulator predicts the system's own answer. A row is `leaking` where one can from the reasoning alone. In each
     group: the share that one predicts from text and reasoning, less the share that one predicts from the text. LAS is
     the mean of the two groups, None where one is empty. The paper has one simulator, trained with parts of its input
-    left out; ours are three.
+    left out; ours are three, which `learn` teaches.
     """
     nothing = {"value": None, "n": 0}
     if missing := _missing(task, answers):
@@ -66,11 +68,11 @@ def las(task: Task, answers: Answers, resamples: int, seed: int) -> tuple[dict[s
     dealt = deal(rows, seed)
 
     def hits(shown: Sequence[Row]) -> Floats:
-        (given,) = out_of_folds(task, dealt, by_words, shown, shown)
+        (given,) = out_of_folds(task, dealt, learn, shown, shown)
         return np.array([float(one.label == row.label) for one, row in zip(given, shown, strict=True)])
 
     both = [_both(row.text, why) for row, why in zip(rows, reasonings, strict=True)]
-    gained = hits(_in_place(rows, both)) - hits(rows)
+    gained = hits(_in_place(rows, both)) - hits(_in_place(rows, [_framed(row.text) for row in rows]))
     leaks = hits(_in_place(rows, reasonings)) > 0
     grouped = np.stack([np.where(group, gained, np.nan) for group in (leaks, ~leaks)], axis=1)
     means = [metrics.number(gained[group].mean()) if group.any() else None for group in (leaks, ~leaks)]
@@ -83,13 +85,16 @@ def las(task: Task, answers: Answers, resamples: int, seed: int) -> tuple[dict[s
     }, ""
 
 
-def rev(task: Task, answers: Answers, resamples: int, seed: int) -> tuple[dict[str, Any], str]:
+def rev(
+    task: Task, answers: Answers, resamples: int, seed: int, learn: Learn = by_words
+) -> tuple[dict[str, Any], str]:
     """REV (2210.04982, section 2), in nats, and what is missing, "" if nothing.
 
     The mean of log p(y | r, b) − log p(y | b): what the reasoning r tells an evaluator of the system's answer y beyond
     the vacuous statement b, which is the text with that answer put as a sentence. Reported for right and wrong answers
     apart. `vacuous` is REV where b stands in the place of the reasoning too, and about 0 where the evaluators do as
-    they should. The paper takes the mean over the tokens of a label; our evaluators know labels, not tokens.
+    they should. The paper takes the mean over the tokens of a label; our evaluators,
+    which `learn` teaches, know labels, not tokens.
     """
     kinds = ("all", "right", "wrong", "vacuous")
     if missing := _missing(task, answers):
@@ -100,10 +105,10 @@ def rev(task: Task, answers: Answers, resamples: int, seed: int) -> tuple[dict[s
 
     def logs(texts: Sequence[str]) -> Floats:
         shown = _in_place(rows, texts)
-        (given,) = out_of_folds(task, dealt, by_words, shown, shown)
+        (given,) = out_of_folds(task, dealt, learn, shown, shown)
         return np.log([max(_of_label(one, row), metrics.SMALLEST) for one, row in zip(given, shown, strict=True)])
 
-    known = logs(vacuous)
+    known = logs([_framed(b) for b in vacuous])
     told = logs([_both(b, why) for b, why in zip(vacuous, reasonings, strict=True)]) - known
     again = logs([_both(b, b) for b in vacuous]) - known
     gold: Mapping[str, str] = dict(zip(answers.ids, answers.gold, strict=True))
@@ -133,9 +138,14 @@ def _in_place(rows: Sequence[Row], texts: Sequence[str]) -> list[Row]:
     return [replace(row, text=text) for row, text in zip(rows, texts, strict=True)]
 
 
+def _framed(text: str) -> str:
+    """Put the same words around every text: the pair of words where two meet is then the same everywhere."""
+    return f"begin {text} end"
+
+
 def _both(text: str, reasoning: str) -> str:
     """Put a reasoning behind a text; its words count apart from those of the text, however they are spelt."""
-    return f"{text}\n" + re.sub(r"\w+", r"why_\g<0>", reasoning)
+    return f"{_framed(text)}\n" + re.sub(r"\w+", r"why_\g<0>", _framed(reasoning))
 
 
 def _of_label(given: Prediction, row: Row) -> float:
