@@ -103,7 +103,12 @@ def check(config: ConfigFile, sets: Sets = None) -> None:
     from saywhy import dryrun
 
     _quiet()
-    dryrun.show(load(config, sets or ()))
+    settings = load(config, sets or ())
+    dryrun.show(settings)
+    if settings.study is not None:
+        from saywhy.study.cells import lines, plan
+
+        print("\n".join(lines(plan(load_study(config, sets or ())[1], Path()))))
 
 
 @app.command()

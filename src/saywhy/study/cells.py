@@ -92,6 +92,15 @@ def plan(cells: Sequence[Cell], folder: Path) -> Plan:
     return Plan(settings, tuple(_part(name, of_part, order) for name, of_part in parts.items()))
 
 
+def lines(planned: Plan) -> list[str]:
+    """Say what a study will do, before it does it."""
+    runs, settings = len(planned.runs), len(planned.settings)
+    told = [f"study: {runs} runs of {settings} settings; what two of them share is done once"]
+    for part in planned.parts:
+        told.append(f"  {part.name}: " + "; ".join(named(values) for values in part.values))
+    return told
+
+
 def _parts_of(cells: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(cell.part for cell in cells))
 

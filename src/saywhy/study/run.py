@@ -11,7 +11,7 @@ from saywhy.config import Cell, Config, dump
 from saywhy.progress import say
 from saywhy.records import WorkError
 from saywhy.report.study import write_study
-from saywhy.study.cells import CellRun, Plan, plan
+from saywhy.study.cells import CellRun, Plan, lines, plan
 from saywhy.study.gather import gather
 
 CELLS = "cells"
@@ -50,7 +50,8 @@ def _cell(one: CellRun, beside: Path) -> None:
 def _done(planned: Plan, folder: Path) -> Plan:
     """Do every run of a plan; those that fail say why."""
     total, made = len(planned.runs), dict[Path, CellRun]()
-    say(f"{total} runs of {len(planned.settings)} settings in {len(planned.parts)} parts")
+    for line in lines(planned):
+        say(line)
     for number, one in enumerate(planned.runs, start=1):
         say(f"run {number} of {total}: {one.folder.name}")
         try:
