@@ -99,6 +99,7 @@ def test_nothing_in_the_data_can_end_it() -> None:
     page = report.render(metrics, predictions)
     check_sound(page)
     assert page.count("</script>") == 2
+    assert not set("<>&") & set(page[page.index('id="explorer-data">') + 19 :].partition("</script>")[0])
     assert held(page)["rows"][0][0] == "</script x><script>alert(1)</script> <!-- \x00"
     assert held(page)["head"]["labels"][:2] == ["</script><script>x", "<!--"]
 
