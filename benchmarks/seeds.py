@@ -4,8 +4,8 @@
                                [--recall-of LABEL]
 
 With --recall-of the metric is the recall of one label. The arm and mode are chosen by the mean of the metric over the
-dev splits of all runs, from those that are not label-only. The interval resamples seeds and, within each, test rows
-(the same rows for both arms), 2,000 times.
+dev splits of all runs, from those that are not label-only. How the interval over rows and seeds is computed stands in
+docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -19,11 +19,8 @@ from typing import Any
 import numpy as np
 
 from saywhy import metrics, store
-from saywhy.evaluate import Answers, load_answers
+from saywhy.evaluate import Answers, load_answers, over_seeds
 from saywhy.records import Task
-
-RESAMPLES = 2000
-Score = Callable[[Any], float]
 
 
 def main() -> None:
@@ -44,23 +41,19 @@ def main() -> None:
         print(line(f"floor {name}", documents, [document["floors"][name] for document in documents]))
     reasoned = [name for name in systems if name.partition("/")[0] not in given.against]
     plain = [name for name in systems if name.partition("/")[0] in given.against]
-    metric = given.metric if given.recall_of is None else f"recall of {given.recall_of}"
-    score, of = scorer(documents[0]["task"]["labels"], given.metric, given.recall_of)
+    metric = given.metric if given.recall_of is None else f"recall:{given.recall_of}"
+    of = reader(given.metric, given.recall_of)
     chosen = max(reasoned, key=lambda name: mean_dev(documents, name, of))
     # The strongest opponent counts, whatever dev said of it.
     opponent = max(plain, key=lambda name: np.mean([of(s) for s in systems_scores(documents, name)]))
-    print(json.dumps({"metric": metric, **compare(given.runs, documents[0]["task"], chosen, opponent, score)}))
+    print(json.dumps({"metric": metric, **compare(given.runs, documents[0]["task"], chosen, opponent, metric)}))
 
 
-def scorer(labels: list[str], metric: str, label: str | None) -> tuple[Score, Callable[[dict[str, Any]], float]]:
-    """Give a metric as a function of counts, and as it is read out of saved scores."""
+def reader(metric: str, label: str | None) -> Callable[[dict[str, Any]], float]:
+    """Give a metric as it is read out of saved scores."""
     if label is None:
-        return metrics.METRICS[metric], lambda scores: float(scores[metric])
-    at = labels.index(label)
-    return (
-        lambda counts: float(counts.hit[at] / max(1, counts.gold[at])),
-        lambda scores: float(scores["per_class"][label]["recall"]),
-    )
+        return lambda scores: float(scores[metric])
+    return lambda scores: float(scores["per_class"][label]["recall"])
 
 
 def systems_scores(documents: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -84,49 +77,28 @@ def line(name: str, documents: list[dict[str, Any]], scores: list[dict[str, Any]
     return "  ".join([*parts, f"(accuracy by seed: {each})"])
 
 
-def compare(runs: list[Path], task: dict[str, Any], a: str, b: str, score: Score) -> dict[str, Any]:
-    """Compare two systems over all runs: the mean difference, its interval over seeds and rows, McNemar a run."""
+def compare(runs: list[Path], task: dict[str, Any], a: str, b: str, metric: str) -> dict[str, Any]:
+    """Compare two systems over all runs: the mean difference, its intervals, McNemar a run."""
     asked = Task(task["name"], "", tuple(task["labels"]), ordinal=task["ordinal"])
-    gold, given_a, given_b = [], [], []
-    for run in runs:
-        first, second = (answers_of(run, name, asked) for name in (a, b))
-        if first.ids != second.ids:
-            raise SystemExit(f"{run}: {a} and {b} did not answer the same rows")
-        place = {label: i for i, label in enumerate(asked.labels)}
-        gold.append(np.array([place[x] for x in first.gold]))
-        given_a.append(np.array([place[x] for x in first.labels]))
-        given_b.append(np.array([place[x] for x in second.labels]))
-    labels = len(asked.labels)
 
-    def difference(seed: int, rows: Any) -> float:
-        found = [score(metrics.count(gold[seed][rows], g[seed][rows], labels)) for g in (given_a, given_b)]
-        return float(found[0] - found[1])
+    def answers_of(run: Path, name: str) -> Answers:
+        arm, mode = name.split("/")
+        return load_answers(run / "predictions" / f"{arm}-{mode}-test.parquet", asked)
 
-    rng = np.random.default_rng(0)
-    everything = [np.arange(len(g)) for g in gold]
-
-    def resampled() -> float:
-        seeds = rng.integers(0, len(runs), len(runs))
-        return float(np.mean([difference(s, rng.integers(0, len(gold[s]), len(gold[s]))) for s in seeds]))
-
-    draws = [resampled() for _ in range(RESAMPLES)]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    only_a = [int(((x == g) & (y != g)).sum()) for g, x, y in zip(gold, given_a, given_b, strict=True)]
-    only_b = [int(((x != g) & (y == g)).sum()) for g, x, y in zip(gold, given_a, given_b, strict=True)]
+    pairs = [(answers_of(run, a), answers_of(run, b)) for run in runs]
+    found = over_seeds(asked, pairs, (metric, "accuracy"))
     return {
         "a": a,
         "b": b,
-        "difference": float(np.mean([difference(s, rows) for s, rows in enumerate(everything)])),
-        "ci95_rows_and_seeds": [float(low), float(high)],
-        "p_mcnemar": [metrics.mcnemar_exact(x, y) for x, y in zip(only_a, only_b, strict=True)],
+        "difference": found[metric].difference,
+        "by_seed": found[metric].by_seed,
+        "ci95_rows_and_seeds": found[metric].ci95,
+        "ci95_seeds": found[metric].seed_ci95,
+        "p_seeds": found[metric].p_seeds,
+        "mde": found[metric].mde,
+        "p_mcnemar": found["accuracy"].p_mcnemar,
         "runs": len(runs),
     }
-
-
-def answers_of(run: Path, name: str, task: Task) -> Answers:
-    """Read the saved test answers of one arm and mode."""
-    arm, mode = name.split("/")
-    return load_answers(run / "predictions" / f"{arm}-{mode}-test.parquet", task)
 
 
 if __name__ == "__main__":

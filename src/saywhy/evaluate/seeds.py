@@ -20,7 +20,7 @@ where rows do. The interval's ends are those of the resampled rows, moved outwar
 them, as confidence limits are combined in Zou and Donner (2008). With one seed nothing is added: the interval is then
 over rows alone, and says nothing of other seeds.
 
-How often such intervals hold the truth, with three and five seeds: LOG.md and benchmarks/coverage.py.
+How often such intervals hold the truth: LOG.md, benchmarks/coverage.py.
 """
 
 from __future__ import annotations
