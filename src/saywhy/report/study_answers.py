@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saywhy import store
-from saywhy.report.explorer import Explorer, explorer
+from saywhy.report.explorer import Explorer, explore
 from saywhy.report.page import cut
 from saywhy.report.story import System
 from saywhy.report.study_story import NAME, Finding
@@ -65,4 +65,4 @@ def explored(document: Mapping[str, Any], finding: Finding | None, predictions: 
         name = key if len({one["id"] for one, _ in held}) == 1 else f"{cut(setting['name'], NAME)} · {key}"
         known.append(System(name, own, mode, tone, None, None, None, False))
         rows[f"{own}-{mode}"] = predictions.get((setting["id"], f"{arm}-{mode}")) or ()
-    return explorer(held[0][0]["task"], known, known[:2], rows)
+    return explore(held[0][0]["task"], known, known[:2], rows)
