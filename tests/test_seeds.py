@@ -153,6 +153,7 @@ def test_the_variance_is_that_of_rows_and_what_seeds_add_to_it(seeds: int, own_r
     assert found.difference == pytest.approx(values.mean())
     assert found.error == pytest.approx(math.sqrt(variance))
     assert found.mde == pytest.approx((student.ppf(0.975, freedom) + student.ppf(0.8, freedom)) * math.sqrt(variance))
+    assert found.p == pytest.approx(2 * student.sf(values.mean() / math.sqrt(variance), freedom))
     added = (student.ppf(0.975, freedom) ** 2) * variance - norm.ppf(0.975) ** 2 * of_rows
     low, high = np.quantile(again.mean(axis=0), [0.025, 0.975])
     mean = values.mean()
@@ -201,7 +202,7 @@ def test_differences_of_seeds_that_are_all_equal_say_nothing_of_seeds() -> None:
         assert found.by_seed == (found.difference,) * 3
         assert (found.seed_ci95, found.p_seeds) == (None, None)
         assert found.ci95 is not None
-    assert (found.ci95, found.error, found.mde) == ((0.0, 0.0), 0.0, None)
+    assert (found.ci95, found.error, found.mde, found.p) == ((0.0, 0.0), 0.0, None, None)
 
 
 def test_seeds_count_where_no_row_tells_them_apart() -> None:
@@ -328,8 +329,8 @@ def test_a_less_b_is_minus_b_less_a_and_p_values_are_shares(pairs: Pairs) -> Non
             assert x is None or x[0] <= x[1]
         assert a.difference == pytest.approx(None if b.difference is None else -b.difference, abs=1e-12)
         assert (a.a_only, a.b_only, a.p_mcnemar) == (b.b_only, b.a_only, b.p_mcnemar)
-        assert (a.error, a.mde, a.p_seeds) == pytest.approx((b.error, b.mde, b.p_seeds))
-        assert a.p_seeds is None or 0 <= a.p_seeds <= 1
+        assert (a.error, a.mde, a.p, a.p_seeds) == pytest.approx((b.error, b.mde, b.p, b.p_seeds))
+        assert all(p is None or 0 <= p <= 1 for p in (a.p, a.p_seeds))
         assert all(0 <= p <= 1 for p in a.p_mcnemar or ())
         if a.ci95 is not None and a.difference is not None and len(pairs) > 1:
             assert a.ci95[0] - 1e-12 <= a.difference <= a.ci95[1] + 1e-12
@@ -347,7 +348,8 @@ def test_neither_the_order_of_rows_nor_that_of_seeds_matters(pairs: Pairs, rando
         assert [a.a_only[s] for s in order] == list(b.a_only)
         for x, y in ((a.ci95, b.ci95), (a.seed_ci95, b.seed_ci95)):
             assert x == pytest.approx(y, abs=1e-12)
-        assert (a.difference, a.error, a.mde, a.p_seeds) == pytest.approx((b.difference, b.error, b.mde, b.p_seeds))
+        assert (a.difference, a.error, a.mde, a.p) == pytest.approx((b.difference, b.error, b.mde, b.p))
+        assert a.p_seeds == pytest.approx(b.p_seeds)
 
 
 # The standard deviations of what chance adds to a seed's difference: by the seed, by the rows (of all seeds, or of each
@@ -366,7 +368,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(
     of_seed: float, of_rows: float, of_both: float, least: float, most: float, seeds: int
 ) -> None:
     random, tries, resamples = np.random.default_rng(seeds), 300, 100
-    held, plainly = 0, 0
+    held, plainly, denied = 0, 0, 0
     for _ in range(tries):
         values = of_seed * random.normal(size=seeds) + of_rows * random.normal() + of_both * random.normal(size=seeds)
         chance = of_rows * random.normal(size=resamples) + of_both * random.normal(size=(seeds, resamples))
@@ -377,11 +379,14 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(
             dataclasses.replace(nothing, values={"macro_f1": float(value)}, resampled={"macro_f1": row})
             for value, row in zip(values, again, strict=True)
         )
-        low, high = evaluate.difference_of(measured, (nothing,) * seeds, "macro_f1").ci95 or (1.0, 1.0)
+        found = evaluate.difference_of(measured, (nothing,) * seeds, "macro_f1")
+        low, high = found.ci95 or (1.0, 1.0)
         held += low <= 0 <= high
+        denied += found.p is not None and found.p < 0.05
         picked = np.take_along_axis(again, random.integers(seeds, size=again.shape), axis=0).mean(axis=0)
         plainly += np.quantile(picked, 0.025) <= 0 <= np.quantile(picked, 0.975)
     assert least <= held / tries <= most
+    assert 1 - most <= denied / tries <= 1 - least + 0.01
     # Resampling seeds with their rows is too wide or too narrow, never nearer by more than chance.
     assert abs(held / tries - 0.95) < abs(plainly / tries - 0.95) + 0.02
 

@@ -30,6 +30,8 @@ COVERAGES = tuple(share / 20 for share in range(20, 0, -1))
 FALSE_POSITIVE_RATES = (0.01, 0.05, 0.1)
 # Temperatures that are searched. Beyond them a distribution is one-hot or uniform for every practical purpose.
 COLDEST, HOTTEST = 0.05, 20.0
+# A spread below this is rounding, and none.
+ROUNDING = 1e-12
 # Numbers drawn at once by the bootstrap: bounds its memory to some tens of megabytes.
 DRAWS_AT_ONCE = 2_000_000
 
@@ -465,7 +467,7 @@ def minimum_detectable(error: float, freedom: float = math.inf, power: float = 0
     error has few degrees of freedom (Burlig, Preonas and Woerman 2020, equation 1). None where the error is 0: nothing
     was seen of chance then.
     """
-    return float(student.ppf(0.975, freedom) + student.ppf(power, freedom)) * error if error > 0 else None
+    return float(student.ppf(0.975, freedom) + student.ppf(power, freedom)) * error if error > ROUNDING else None
 
 
 def paired_bootstrap(

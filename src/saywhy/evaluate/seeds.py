@@ -44,25 +44,25 @@ Seeds = tuple[Measured, ...]
 Interval = tuple[float, float]
 
 RECALL_OF = "recall:"
-# Spreads between seeds below this are rounding.
-ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Difference:
     """A metric of system a less that of system b, over seeds; `by_seed`, `a_only` and `b_only` have one entry a seed.
 
-    `ci95` is over rows and seeds and `error` its standard error (over rows alone with one seed). `seed_ci95` and
-    `p_seeds` are Student's t over the seeds' differences; None with one seed, and where all of them are equal, since
-    nothing is seen of chance then. `p_mcnemar` is exact, one a seed, and None but for accuracy. `a_only` and `b_only`
-    count the rows that one of the two alone answers rightly. `mde` is the smallest true difference that would be found
-    four times out of five, None where the error is 0 or unknown. `n` is the rows of a seed, the fewest where they
-    differ. What is undefined is None.
+    `ci95` is over rows and seeds, `error` its standard error and `p` that of no difference, Student's t of the
+    difference by its error (over rows alone with one seed). `seed_ci95` and `p_seeds` are Student's t over the seeds'
+    differences, on these very rows where seeds share them; None with one seed, and where all differences are equal,
+    since nothing is seen of chance then. `p_mcnemar` is exact, one a seed, and None but for accuracy. `a_only` and
+    `b_only` count the rows that one of the two alone answers rightly. `mde` is the smallest true difference that would
+    be found four times out of five, None, as `p`, where the error is 0. `n` is the rows of a seed, the fewest where
+    they differ. What is undefined is None.
     """
 
     difference: float | None
     by_seed: tuple[float | None, ...]
     ci95: Interval | None
+    p: float | None
     seed_ci95: Interval | None
     p_seeds: float | None
     p_mcnemar: tuple[float, ...] | None
@@ -154,6 +154,7 @@ def difference_of(a: Seeds, b: Seeds, name: str) -> Difference:
         difference=metrics.number(values.mean()),
         by_seed=tuple(metrics.number(value) for value in values),
         ci95=None if found is None else _within((found.low, found.high), low - high, high - low),
+        p=None if found is None else _p(float(values.mean()), found.error, found.freedom),
         seed_ci95=None if of_seeds is None else _within(of_seeds[0], low - high, high - low),
         p_seeds=None if of_seeds is None else of_seeds[1],
         p_mcnemar=tuple(exact) if name == "accuracy" else None,
@@ -219,7 +220,7 @@ def _estimate(values: Floats, drawn: Floats) -> _Estimate | None:
     variance = error**2 + max(0.0, between - expected) / seeds
     of_seeds = between / seeds
     freedom = math.inf
-    if of_seeds > ROUNDING**2:
+    if of_seeds > metrics.ROUNDING**2:
         freedom = max(seeds - 1, (variance / of_seeds) ** 2 * (seeds - 1))
     added = float(student.ppf(0.975, freedom)) ** 2 * variance - float(student.ppf(0.975, math.inf)) ** 2 * error**2
     mean = float(values.mean())
@@ -231,13 +232,18 @@ def _estimate(values: Floats, drawn: Floats) -> _Estimate | None:
     )
 
 
-def _student(values: Floats) -> tuple[Interval, float] | None:
+def _student(values: Floats) -> tuple[Interval, float | None] | None:
     """Student's 95% interval of the mean of `values` (seeds,), and the p value of its being 0."""
-    if len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) < ROUNDING:
+    if len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) < metrics.ROUNDING:
         return None
     mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
     half = float(student.ppf(0.975, len(values) - 1)) * error
-    return (mean - half, mean + half), float(2 * student.sf(abs(mean) / error, len(values) - 1))
+    return (mean - half, mean + half), _p(mean, error, len(values) - 1)
+
+
+def _p(mean: float, error: float, freedom: float) -> float | None:
+    """The two-sided p value of Student's t, None without an error."""
+    return float(2 * student.sf(abs(mean) / error, freedom)) if error > metrics.ROUNDING else None
 
 
 def _metric(task: Task, name: str) -> Metric:
