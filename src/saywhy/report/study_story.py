@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ METRIC_NAMES = {
 }
 LOWER_IS_BETTER = ("mae", "mae_expected", "nll", "brier", "ece", "forced", "tokens_per_row")
 AS_WRITTEN = "as written"  # what a part calls a setting that changes none of its keys
+SECTIONS = re.compile(r"(?:(?<=^)|(?<=, ))(?:\w+\.)+(?=\w+=)")  # of `a.b.key=value, other=value`
 NAME = 120  # characters shown of a setting's name
 FEW_SEEDS = 5  # fewer seeds than these are named beside what they are to show
 MODES = {
@@ -171,6 +173,11 @@ def setting_names(document: Mapping[str, Any]) -> dict[tuple[str, str], str]:
                 named = [written(values[part["name"]])] if part["name"] in values else [by_id[ident]["name"]]
             names[(part["name"], ident)] = cut(", ".join(named), NAME) or AS_WRITTEN
     return names
+
+
+def short(name: str) -> str:
+    """A setting's name, its keys without their sections."""
+    return SECTIONS.sub("", cut(name, NAME))
 
 
 def written(value: Any) -> str:
