@@ -95,11 +95,12 @@ def test_rows_with_their_own_choices_and_missing_rows_work() -> None:
 def test_nothing_in_the_data_can_end_it() -> None:
     metrics, predictions = run({LABEL: 0.6}, labels=("</script><script>x", "<!--", "\u2028&amp;"), n=30, ordinal=False)
     for row in predictions["label_only-label"]:
-        row["text"] = "</script><script>alert(1)</script> <!-- \x00"
+        row["text"] = "</script x><script>alert(1)</script> <!-- \x00"
     page = report.render(metrics, predictions)
     check_sound(page)
     assert page.count("</script>") == 2
-    assert held(page)["rows"][0][0] == "</script><script>alert(1)</script> <!-- \x00"
+    assert not set("<>&") & set(page[page.index('id="explorer-data">') + 19 :].partition("</script>")[0])
+    assert held(page)["rows"][0][0] == "</script x><script>alert(1)</script> <!-- \x00"
     assert held(page)["head"]["labels"][:2] == ["</script><script>x", "<!--"]
 
 
