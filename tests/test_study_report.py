@@ -225,7 +225,7 @@ def test_a_part_calls_a_shared_setting_by_its_own_values(full: dict[str, Any]) -
     assert (names[("sizes", "s3")], names[("controls", "s3")]) == ("data.rows=all", "as written")
     assert names[("weights", "w01")] == "classifier.train.label_weight=balanced, data.rows=all"
     assert names[("reasoner", "r2")] == "the base as it is"
-    told = {"parts": [{"name": "p", "axes": ["k"], "settings": ["s"], "values": [{"k": None}]}], "settings": [
+    told = {"kind": "study", "parts": [{"name": "p", "axes": ["k"], "settings": ["s"], "values": [{"k": None}]}], "settings": [
         {"id": "s", "name": "other=1", "values": {"other": 1}}]}  # fmt: skip
     assert study_story.setting_names(told) == {("p", "s"): "k=none"}
 
@@ -393,6 +393,8 @@ def test_scales_show_errors_and_agreement_by_axis(full: dict[str, Any], page: st
 
 def test_choices_have_no_classes_and_no_scales() -> None:
     document = made_study.choices()
+    # A run without an audit does not know its rows.
+    document["settings"][0]["rows"] = dict.fromkeys(("train", "dev", "test"))
     page = report.render_study(document, made_study.predictions(document, 5))
     for part in ("rare", "ordinal"):
         assert f'id="{part}"' not in page
@@ -444,7 +446,8 @@ def test_runs_side_by_side_are_called_runs() -> None:
     page = report.render_study(made_study.runs(), {})
     said = text_of(page)
     assert "saywhy compare ·" in said and "2 runs" in said and "/runs/emotion-large" in said
-    assert "The runs side by side" in said
+    assert "The runs side by side" in said and "run=" not in said
+    assert "This is emotion-large, one of 2 runs" in said
 
 
 def test_hostile_text_stays_text() -> None:
