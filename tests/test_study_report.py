@@ -225,8 +225,9 @@ def test_a_part_calls_a_shared_setting_by_its_own_values(full: dict[str, Any]) -
     assert (names[("sizes", "s3")], names[("controls", "s3")]) == ("data.rows=all", "as written")
     assert names[("weights", "w01")] == "classifier.train.label_weight=balanced, data.rows=all"
     assert names[("reasoner", "r2")] == "the base as it is"
-    told = {"kind": "study", "parts": [{"name": "p", "axes": ["k"], "settings": ["s"], "values": [{"k": None}]}], "settings": [
-        {"id": "s", "name": "other=1", "values": {"other": 1}}]}  # fmt: skip
+    part = {"name": "p", "axes": ["k"], "settings": ["s"], "values": [{"k": None}]}
+    one = {"id": "s", "name": "other=1", "values": {"other": 1}}
+    told = {"kind": "study", "parts": [part], "settings": [one]}
     assert study_story.setting_names(told) == {("p", "s"): "k=none"}
 
 
