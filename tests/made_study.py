@@ -322,7 +322,8 @@ def runs() -> dict[str, Any]:
     ]
     for one in made:
         one["folders"] = [f"/runs/{one['name']}"]
-    part = {"name": "runs", "axes": [], "settings": ["r0", "r1"]}
+    values = [{"run": one["name"]} for one in made]
+    part = {"name": "runs", "axes": ["run"], "settings": ["r0", "r1"], "values": values}
     return document([part], made, kind="compare", name="2 runs", command="saywhy compare emotion emotion-large")
 
 

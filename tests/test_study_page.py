@@ -82,13 +82,7 @@ def violations(page: Any) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("name", "width", "scheme"),
-    [
-        ("runs", 360, "dark"),
-        ("runs", 768, "light"),
-        ("runs", 1280, "dark"),
-        ("short", 360, "light"),
-        ("short", 768, "dark"),
-    ],
+    [("runs", 360, "light"), ("runs", 768, "dark"), ("runs", 1280, "light"), ("short", 360, "dark")],
 )
 def test_the_page_is_sound_with_everything_open(visit: Callable[..., Any], name: str, width: int, scheme: str) -> None:
     page = visit(name, color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True)
@@ -135,7 +129,7 @@ def test_the_explorer_shows_what_two_settings_changed(visit: Callable[..., Any])
     page.locator("#explorer-app").scroll_into_view_if_needed()
     page.wait_for_selector("#x-rows > li")
     assert page.inner_text("#x-count").startswith("60 of 60 rows")
-    page.select_option("#x-b", label=f"data.rows=64 · {made_study.REASON}")
+    page.select_option("#x-b", label=f"rows=64 · {made_study.REASON}")
     page.select_option("#x-pair", "a")
     document = made_study.full()
     rows = made_study.predictions(document)
@@ -144,7 +138,7 @@ def test_the_explorer_shows_what_two_settings_changed(visit: Callable[..., Any])
     assert 0 < len(gained) < 60
     assert page.inner_text("#x-count").startswith(f"{len(gained)} of 60 rows")
     first = page.locator("#x-rows > li").first.inner_text()
-    assert f"data.rows=all · {made_study.REASON}" in first and f"data.rows=64 · {made_study.REASON}" in first
+    assert f"rows=all · {made_study.REASON}" in first and f"rows=64 · {made_study.REASON}" in first
 
 
 def test_without_scripts_everything_but_the_explorer_can_be_read(visit: Callable[..., Any]) -> None:

@@ -225,8 +225,9 @@ def test_a_part_calls_a_shared_setting_by_its_own_values(full: dict[str, Any]) -
     assert (names[("sizes", "s3")], names[("controls", "s3")]) == ("data.rows=all", "as written")
     assert names[("weights", "w01")] == "classifier.train.label_weight=balanced, data.rows=all"
     assert names[("reasoner", "r2")] == "the base as it is"
-    told = {"parts": [{"name": "p", "axes": ["k"], "settings": ["s"], "values": [{"k": None}]}], "settings": [
-        {"id": "s", "name": "other=1", "values": {"other": 1}}]}  # fmt: skip
+    part = {"name": "p", "axes": ["k"], "settings": ["s"], "values": [{"k": None}]}
+    one = {"id": "s", "name": "other=1", "values": {"other": 1}}
+    told = {"kind": "study", "parts": [part], "settings": [one]}
     assert study_story.setting_names(told) == {("p", "s"): "k=none"}
 
 
@@ -334,8 +335,8 @@ def test_many_settings_stay_readable() -> None:
     page = report.render_study(document, made_study.predictions(document, 2))
     part = section(page, "part-0")
     assert "The first 12 of 40 settings; the table has all." in text_of(part)
-    assert part.partition("</figure>")[0].count('class="name"') == 12
-    assert "candidates=0, base=HuggingFaceTB" in part
+    names = re.findall(r'class="name" x="0" y="\d+">([^<]*)<', part.partition("</figure>")[0])
+    assert names[:2] == ["candidates=0,", "base=HuggingFaceTB/SmolLM2-0M-Ins…"] and len(names) == 2 * 12
     assert len(page) < 3_000_000
     shown = study_answers.shown(document, study_story.headline(document, study_story.findings(document)).finding)
     assert len(shown) == study_answers.SYSTEMS and [one["id"] for one, _ in shown[:2]] == ["s39", "s39"]
@@ -393,6 +394,8 @@ def test_scales_show_errors_and_agreement_by_axis(full: dict[str, Any], page: st
 
 def test_choices_have_no_classes_and_no_scales() -> None:
     document = made_study.choices()
+    # A run without an audit does not know its rows.
+    document["settings"][0]["rows"] = dict.fromkeys(("train", "dev", "test"))
     page = report.render_study(document, made_study.predictions(document, 5))
     for part in ("rare", "ordinal"):
         assert f'id="{part}"' not in page
@@ -403,14 +406,16 @@ def test_probes_of_several_settings_stand_side_by_side(full: dict[str, Any], pag
     assert "The answer follows the reasoning." in page and "The reasonings are decoration." in page
     rows = cells(section(page, "trust"))
     assert [row[:3] for row in rows[1:3]] == [
-        ["data.rows=all", REASON, "The answer follows the reasoning."],
-        ["reasonings.replace=bag_class", REASON, "The reasonings are decoration."],
+        ["rows=all", REASON, "The answer follows the reasoning."],
+        ["replace=bag_class", REASON, "The reasonings are decoration."],
     ]
     inside = section(page, "inside")
     assert inside.index("After the text") < inside.index("After the reasoning")
-    for name in ("data.rows=all · reason_then_label/reason", "reasonings.replace=bag_class · reason_then_label/reason"):
+    for name in ("rows=all · reason_then_label/reason", "replace=bag_class · reason_then_label/reason"):
         assert name in inside[inside.index("After the reasoning") :]
     assert "Right answers for 1,000 computed tokens" in section(page, "latency")
+    regions = re.findall(r'role="region" aria-label="([^"]*)"', page)
+    assert len(regions) == len(set(regions)), "a reader of landmarks must be able to tell them apart"
     found = study_probes.probed([{**one, "probes": made_study.probes()} for one in full["settings"]])
     assert [len(place.output.rows) for place in found.places] == [6, 6] and found.left_out == 3 * 21 - 12
     assert found.all_trusted is not None and len(found.all_trusted.rows) == 21 and len(found.trusted) == 12
@@ -423,8 +428,8 @@ def test_the_explorer_begins_with_the_pair_and_keeps_to_one_task(full: dict[str,
     assert data is not None
     held = json.loads(data[1])
     keys = [one["key"] for one in held["head"]["systems"]]
-    assert keys[:2] == [f"data.rows=all · {REASON}", f"data.rows=all · {LABEL}"] and held["head"]["first"] == [0, 1]
-    assert f"data.rows=64 · {REASON}" in keys and not [key for key in keys if key.startswith("task.label")]
+    assert keys[:2] == [f"rows=all · {REASON}", f"rows=all · {LABEL}"] and held["head"]["first"] == [0, 1]
+    assert f"rows=64 · {REASON}" in keys and not [key for key in keys if key.startswith("label=")]
     assert len(held["rows"]) == 20 and "before calibration" in section(page, "explorer")
 
 
@@ -442,7 +447,8 @@ def test_runs_side_by_side_are_called_runs() -> None:
     page = report.render_study(made_study.runs(), {})
     said = text_of(page)
     assert "saywhy compare ·" in said and "2 runs" in said and "/runs/emotion-large" in said
-    assert "The runs side by side" in said
+    assert "The runs side by side" in said and "run=" not in said
+    assert "This is emotion-large, one of 2 runs" in said
 
 
 def test_hostile_text_stays_text() -> None:

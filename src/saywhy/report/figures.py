@@ -125,7 +125,7 @@ def dots(
         line = '<line class="interval {}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
         parts.append(Markup(line).format(row.tone, place(row.low), place(row.high), y + 32, y + 32))
         parts.append(_shape(row.shape, row.tone, place(row.value), y + 32))
-    return _svg(key, title, description, bottom + 24, parts)
+    return drawing(key, title, description, bottom + 24, parts)
 
 
 def bars(key: str, title: str, description: str, rows: Sequence[Bar]) -> Markup:
@@ -141,7 +141,7 @@ def bars(key: str, title: str, description: str, rows: Sequence[Bar]) -> Markup:
         if share > 0:
             bar = '<rect class="bar {}" x="0" y="{}" width="{:.2f}%" height="7" rx="3.5"/>'
             parts.append(Markup(bar).format(row.tone, y + 19, max(share, 0.4)))
-    return _svg(key, title, description, 40 * max(len(rows), 1), parts)
+    return drawing(key, title, description, 40 * max(len(rows), 1), parts)
 
 
 def class_bars(key: str, title: str, description: str, rows: Sequence[ClassBars], tones: Sequence[str]) -> Markup:
@@ -170,7 +170,7 @@ def class_bars(key: str, title: str, description: str, rows: Sequence[ClassBars]
             text = "–" if value is None else f"{100 * value:.1f}"
             end = '<text class="small" x="{}" dx="6" y="{}">{}</text>'
             parts.append(Markup(end).format(place(value or 0.0), top + thick - 1, text))
-    return _svg(key, title, description, bottom + 22, parts)
+    return drawing(key, title, description, bottom + 22, parts)
 
 
 def matrix(key: str, title: str, description: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup:
@@ -207,7 +207,7 @@ def matrix(key: str, title: str, description: str, labels: Sequence[str], counts
             words = (fit(labels[row], 80), fit(labels[column], 80), count, total)
             box = (shade, right, x + 1.5, y + 1.5, size - 3, size - 3)
             parts.append(Markup(cell).format(*words, *box, shade, x + size / 2, y + size / 2 + 4, count))
-    return _svg(key, title, description, math.ceil(top + size * len(labels) + 4), parts, math.ceil(width))
+    return drawing(key, title, description, math.ceil(top + size * len(labels) + 4), parts, math.ceil(width))
 
 
 def curves(
@@ -258,7 +258,7 @@ def curves(
         body.append(Markup(curve).format(index % 6, _dash(index), way(kept)))
     frame = '<svg x="0" y="0" width="100%" height="{0}" viewBox="0 0 1000 {0}" preserveAspectRatio="none">{1}</svg>'
     parts.append(Markup(frame).format(height, Markup("").join(body)))
-    return _svg(key, title, description, height + 24, parts)
+    return drawing(key, title, description, height + 24, parts)
 
 
 def line_sample(index: int) -> Markup:
@@ -347,7 +347,8 @@ def _pixels(text: str) -> float:
     )
 
 
-def _svg(key: str, title: str, description: str, height: int, parts: Iterable[Markup], width: int = 0) -> Markup:
+def drawing(key: str, title: str, description: str, height: int, parts: Iterable[Markup], width: int = 0) -> Markup:
+    """The parts as one image with its name and description; as wide as there is room where no `width` is given."""
     size = Markup('width="{0}" height="{1}" viewBox="0 0 {0} {1}"').format(width, height)
     if not width:
         size = Markup('width="100%" height="{}"').format(height)

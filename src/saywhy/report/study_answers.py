@@ -8,9 +8,8 @@ from typing import Any
 
 from saywhy import store
 from saywhy.report.explorer import Explorer, explore
-from saywhy.report.page import cut
 from saywhy.report.story import System
-from saywhy.report.study_story import NAME, Finding
+from saywhy.report.study_story import Finding, short
 
 SYSTEMS = 16  # systems in the explorer, beyond which one could not find one's way
 
@@ -62,7 +61,7 @@ def explored(document: Mapping[str, Any], finding: Finding | None, predictions: 
         # The explorer looks predictions up by arm and mode, which several settings share.
         own = f"{setting['id']} {arm}"
         tone = "base" if setting["systems"][key]["kind"] == "label_only" else "reasoned"
-        name = key if len({one["id"] for one, _ in held}) == 1 else f"{cut(setting['name'], NAME)} · {key}"
+        name = key if len({one["id"] for one, _ in held}) == 1 else f"{short(setting['name'])} · {key}"
         known.append(System(name, own, mode, tone, None, None, None, False))
         rows[f"{own}-{mode}"] = predictions.get((setting["id"], f"{arm}-{mode}")) or ()
     return explore(held[0][0]["task"], known, known[:2], rows)

@@ -16,6 +16,7 @@ from saywhy.report import figures
 
 PALETTE = 6  # colours, dashes and shapes that a plot tells apart
 FLOOR = -1  # the place of a floor, which is grey, dotted and hollow wherever it is drawn
+WIDE, LINE = 34, 18  # columns of a setting's name, and pixels of a line of it
 SHAPES = (
     "M-5.5 0A5.5 5.5 0 1 1 5.5 0A5.5 5.5 0 1 1 -5.5 0Z",
     "M-5 -5H5V5H-5Z",
@@ -107,20 +108,19 @@ def learning(
         marks += [_mark(line.index, f"{place(point.x) + aside:.2f}%", level(point.mean)) for point in line.points]
     frame = '<svg x="0" y="0" width="100%" height="{0}" viewBox="0 0 1000 {0}" preserveAspectRatio="none">{1}</svg>'
     parts.append(Markup(frame).format(height, Markup("").join(body)))
-    return figures._svg(key, title, description, height + 24, [*parts, *marks])
+    return figures.drawing(key, title, description, height + 24, [*parts, *marks])
 
 
-def blocks(
-    key: str, title: str, description: str, rows: Sequence[Block], marks: Sequence[float], zero: bool = False
-) -> Markup:
+def blocks(key: str, title: str, description: str, rows: Sequence[Block], marks: Sequence[float]) -> Markup:
     """A block for each setting, in it a mean, its interval and each seed as a stroke for every system."""
     low, high = marks[0], marks[-1]
 
     def place(value: float) -> str:
         return f"{1.5 + 97.0 * min(max((value - low) / (high - low), 0.0), 1.0):.2f}%"
 
-    head, step, gap = 26, 24, 14
-    bottom = sum(head + step * len(block.rows) + gap for block in rows)
+    step, gap = 24, 14
+    names = [_lines(block.name) for block in rows]
+    bottom = sum(8 + LINE * len(name) + step * len(block.rows) + gap for name, block in zip(names, rows, strict=True))
     parts = []
     for index, mark in enumerate(marks):
         anchor = "start" if index == 0 else "end" if index == len(marks) - 1 else "middle"
@@ -129,11 +129,12 @@ def blocks(
             '<text class="tick" x="{0}" y="{2}" text-anchor="{3}">{4}</text>'
         )
         parts.append(Markup(tick).format(place(mark), bottom, bottom + 17, anchor, _number(mark)))
-    if zero:
-        parts.append(Markup('<line class="zero" x1="{0}" x2="{0}" y1="0" y2="{1}"/>').format(place(0.0), bottom))
     top = 0
-    for block in rows:
-        parts.append(Markup('<text class="name" x="0" y="{}">{}</text>').format(top + 17, figures.fit(block.name, 44)))
+    for name, block in zip(names, rows, strict=True):
+        head = 8 + LINE * len(name)
+        for number, line in enumerate(name):
+            y = top + 17 + LINE * number
+            parts.append(Markup('<text class="name" x="0" y="{}">{}</text>').format(y, line))
         for number, (index, point, words) in enumerate(block.rows):
             y = top + head + step * number + 10
             kind = _kind(index)
@@ -147,7 +148,16 @@ def blocks(
             group.append(_mark(index, place(point.mean), y))
             parts.append(Markup("<g>{}</g>").format(Markup("").join(group)))
         top += head + step * len(block.rows) + gap
-    return figures._svg(key, title, description, bottom + 24, parts)
+    return figures.drawing(key, title, description, bottom + 24, parts)
+
+
+def _lines(name: str) -> list[str]:
+    """A setting's name on one line, or on two where it is long, as wide as the narrowest figure."""
+    if len(name) <= WIDE:
+        return [figures.fit(name, WIDE)]
+    cut = name.rfind(" ", 0, WIDE + 1)
+    cut = cut if cut > WIDE // 3 else WIDE
+    return [figures.fit(name[:cut], WIDE), figures.fit(name[cut:], WIDE)]
 
 
 def line_key(index: int) -> Markup:

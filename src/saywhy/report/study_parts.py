@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,6 @@ PANELS = 6  # small multiples of one part
 MARKS = 60  # rows of a plot of settings, beyond which only the headline's pair is drawn
 DRAWN_FLOORS = ("floors/linear", "floors/encoder", "floors/zero_shot")
 TOP_UP = "reasonings.top_up"
-SECTIONS = re.compile(r"(?:(?<=^)|(?<=, ))(?:\w+\.)+(?=\w+=)")  # of `a.b.key=value, other=value`
 LOG = 8.0  # sizes that lie further apart than by this factor are drawn on a scale of logarithms
 
 
@@ -241,7 +239,7 @@ def _blocks(key: str, shown: Shown, metric: str) -> Markup:
 def _short(shown: Shown, ident: str) -> str:
     """What a plot calls a setting: the value where there is one key, else keys without their sections."""
     axes, called = shown.part["axes"], shown.names[ident]
-    return called.removeprefix(f"{axes[0]}=") if len(axes) == 1 else SECTIONS.sub("", called)
+    return called.removeprefix(f"{axes[0]}=") if len(axes) == 1 else study_story.short(called)
 
 
 def _metric(metric: str) -> str:

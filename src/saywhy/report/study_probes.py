@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from saywhy.report import cost, inside, trust
 from saywhy.report.cost import Latency
-from saywhy.report.figures import Table
+from saywhy.report.figures import Figure, Table
 from saywhy.report.inside import Place
-from saywhy.report.page import cut, interval, percent
+from saywhy.report.page import interval, percent
 from saywhy.report.story import System
-from saywhy.report.study_story import NAME
+from saywhy.report.study_story import short
 from saywhy.report.trust import Trust
 
 SETTINGS = 12  # settings whose probes are shown in full; the table has all
@@ -37,22 +37,30 @@ def probed(settings: Sequence[Mapping[str, Any]]) -> Probed:
     """Everything that the probes of the settings found; settings without probes add nothing."""
     have = [one for one in settings if one.get("probes")]
     faithful = [
-        (cut(one["name"], NAME), name, told)
+        (short(one["name"]), name, told)
         for one in have
         for name, told in (one["probes"].get("faithfulness") or {}).items()
     ]
     sections: list[tuple[str, Trust]] = []
     for at, (setting, name, told) in enumerate(faithful[:SETTINGS]):
-        sections += [(setting, one) for one in trust.sections({f"{setting} · {name}": told}, f"trust-{at}")]
+        found = trust.sections({f"{setting} · {name}": told}, f"trust-{at}")
+        sections += [(setting, replace(one, drawn=_named(one.drawn, one.name))) for one in found]
     looked, left_out = _looked_at(have)
     latencies = []
     for at, one in enumerate(have[:SETTINGS]):
         told = one["probes"].get("latency")
-        found = cost.latency(told, _systems(one), f"latency-{at}") if told else None
-        if found is not None:
-            latencies.append((cut(one["name"], NAME), found))
-    table = _table(faithful) if len(faithful) > 1 else None
-    return Probed(tuple(sections), table, tuple(inside.places(looked)), left_out, tuple(latencies))
+        timed = cost.latency(told, _systems(one), f"latency-{at}") if told else None
+        if timed is not None:
+            name = short(one["name"])
+            table = replace(timed.table, caption=f"{timed.table.caption}: {name}")
+            latencies.append((name, replace(timed, drawn=_named(timed.drawn, name), table=table)))
+    all_trusted = _table(faithful) if len(faithful) > 1 else None
+    return Probed(tuple(sections), all_trusted, tuple(inside.places(looked)), left_out, tuple(latencies))
+
+
+def _named(drawn: Sequence[Figure], name: str) -> tuple[Figure, ...]:
+    """The figures with whose numbers they have in the captions of their tables, which are told apart by them."""
+    return tuple(replace(one, numbers=replace(one.numbers, caption=f"{one.numbers.caption}: {name}")) for one in drawn)
 
 
 def _looked_at(settings: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Mapping[str, Any]], int]:
@@ -62,7 +70,7 @@ def _looked_at(settings: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Mapping
     layers owe to reasonings.
     """
     every = [
-        (one["systems"].get(name, {}).get("replace", "none") != "none", at > 0, cut(one["name"], NAME), name, told)
+        (one["systems"].get(name, {}).get("replace", "none") != "none", at > 0, short(one["name"]), name, told)
         for at, one in enumerate(settings)
         for name, told in (one["probes"].get("inside") or {}).items()
     ]

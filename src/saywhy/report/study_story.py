@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ METRIC_NAMES = {
 }
 LOWER_IS_BETTER = ("mae", "mae_expected", "nll", "brier", "ece", "forced", "tokens_per_row")
 AS_WRITTEN = "as written"  # what a part calls a setting that changes none of its keys
+SECTIONS = re.compile(r"(?:(?<=^)|(?<=, ))(?:\w+\.)+(?=\w+=)")  # of `a.b.key=value, other=value`
 NAME = 120  # characters shown of a setting's name
 FEW_SEEDS = 5  # fewer seeds than these are named beside what they are to show
 MODES = {
@@ -167,10 +169,17 @@ def setting_names(document: Mapping[str, Any]) -> dict[tuple[str, str], str]:
         told = part.get("values") or [by_id[one]["values"] for one in part["settings"]]
         for ident, values in zip(part["settings"], told, strict=False):
             named = [f"{axis}={written(values[axis])}" for axis in part["axes"] if axis in values]
-            if not part["axes"]:
+            if document["kind"] == "compare":
+                named = [by_id[ident]["name"]]
+            elif not part["axes"]:
                 named = [written(values[part["name"]])] if part["name"] in values else [by_id[ident]["name"]]
             names[(part["name"], ident)] = cut(", ".join(named), NAME) or AS_WRITTEN
     return names
+
+
+def short(name: str) -> str:
+    """A setting's name, its keys without their sections."""
+    return SECTIONS.sub("", cut(name, NAME))
 
 
 def written(value: Any) -> str:
@@ -272,7 +281,7 @@ def reasonings_line(settings: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 def limits(document: Mapping[str, Any], known: Sequence[Finding]) -> list[str]:
     """What seeds, rows and intervals cover and what they do not."""
     counts = sorted({len(one["seeds"]) for one in document["settings"]})
-    rows = sorted({one["rows"]["test"] for one in document["settings"] if one.get("rows")})
+    rows = sorted({one["rows"]["test"] for one in document["settings"] if one.get("rows") and one["rows"]["test"]})
     said = []
     if counts and counts[-1] <= 1:
         said.append(
@@ -398,7 +407,8 @@ def _where(document: Mapping[str, Any], found: Finding) -> list[str]:
     """In which of several settings the headline was found."""
     if len(document["settings"]) < 2 or not found.within:
         return []
-    return [f"This is {found.a.setting_name}, one of {len(document['settings'])} settings; the others are below."]
+    what = "runs" if document["kind"] == "compare" else "settings"
+    return [f"This is {found.a.setting_name}, one of {len(document['settings'])} {what}; the others are below."]
 
 
 def _few(found: Finding) -> list[str]:
