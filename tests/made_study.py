@@ -158,14 +158,14 @@ def comparison(
     wide = T975.get(len(seeds) - 1, 2.2) * spread
     both = 1.96 * math.hypot(error, spread)
     p = [min(1.0, 2 * math.exp(-0.5 * (one_ / error) ** 2)) for one_ in by_seed]
-    p_seeds = None if len(seeds) < 2 else min(1.0, 2 * math.exp(-0.9 * abs(mean) / max(spread, 1e-6)))
+    p_both = min(1.0, 2 * math.exp(-0.9 * abs(mean) / max(math.hypot(error, spread), 1e-6)))
     return {
         "part": part,
         "a": {"setting": one["id"], "system": a_key},
         "b": {"setting": other["id"], "system": b_key},
         "metric": metric, "difference": mean, "by_seed": by_seed, "ci95": [mean - both, mean + both],
         "seed_ci95": None if len(seeds) < 2 else [mean - wide, mean + wide],
-        "p_seeds": p_seeds, "p_seeds_holm": None if p_seeds is None else min(1.0, tests * p_seeds),
+        "p": p_both, "p_holm": min(1.0, tests * p_both),
         "p_mcnemar": p if metric == "accuracy" else None,
         "p_mcnemar_holm": [min(1.0, tests * x) for x in p] if metric == "accuracy" else None,
         "mde": 2.8 * math.hypot(error, spread), "n": ROWS, "seeds": seeds,

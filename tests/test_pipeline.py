@@ -103,7 +103,7 @@ def test_metrics_have_the_schema_of_the_contract(finished: toy.Done) -> None:
     assert all(floor.keys() == S and floor["n"] == toy.TEST for floor in found["floors"].values())
     for row in found["comparisons"]:
         assert row.keys() == {
-            "a", "b", "metric", "difference", "ci95", "p_mcnemar", "p_holm", "a_only", "b_only", "n",
+            "a", "b", "metric", "difference", "ci95", "p_mcnemar", "p_holm", "a_only", "b_only", "mde", "n",
         }  # fmt: skip
     assert found["reasonings"]["rows"] == 60
 

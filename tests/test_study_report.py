@@ -68,14 +68,14 @@ def finding(
         "part": "grid", "a": a or side(REASON), "b": b or side(LABEL), "metric": "accuracy", "difference": difference,
         "by_seed": (difference,) * seeds, "ci95": ci95 or (difference - 0.02, difference + 0.02),
         "seed_ci95": (difference - 0.03, difference + 0.03) if seeds > 1 else None,
-        "p_seeds": 0.4 if seeds > 1 else None, "p_seeds_holm": 0.9 if seeds > 1 else None,
+        "p": 0.4, "p_holm": 0.9,
         "p_mcnemar": (0.5,) * seeds, "p_mcnemar_holm": (1.0,) * seeds, "mde": 0.024, "n": 400,
         "seeds": tuple(range(seeds)),
     }  # fmt: skip
     return Finding(**(told | more))
 
 
-BORNE_OUT = {"p_mcnemar": (0.001,) * 3, "p_mcnemar_holm": (0.01,) * 3}
+BORNE_OUT = {"p": 0.001, "p_holm": 0.01}
 
 
 def test_a_sentence_gives_a_clear_gain_with_both_intervals() -> None:
@@ -108,14 +108,14 @@ def test_a_sentence_without_a_difference_says_what_could_have_been_seen() -> Non
     ("more", "case"),
     [
         ({}, "none"),
-        ({"p_seeds": 0.03}, "hint"),
-        ({"p_mcnemar_holm": (0.01, 0.01, 0.01)}, "hint"),
+        ({"p": 0.03}, "hint"),
+        ({"p_mcnemar": (0.01, 0.01, 0.01)}, "hint"),
+        ({"p_mcnemar": (0.01, 0.01, 0.2)}, "none"),
+        ({"p_holm": 0.04}, "none"),
         ({"ci95": (0.01, 0.03)}, "hint"),
-        ({"ci95": (0.01, 0.03), "p_mcnemar_holm": (0.01, 0.01, 0.2)}, "hint"),
-        ({"ci95": (0.01, 0.03), "p_mcnemar_holm": (0.01, 0.01, 0.01)}, "clear"),
-        ({"ci95": (0.01, 0.03), "p_seeds_holm": 0.04}, "clear"),
-        ({"ci95": (-0.03, -0.01), "p_seeds_holm": 0.04}, "clear"),
-        ({"ci95": (0.01, 0.03), "p_seeds": None, "p_seeds_holm": None, "p_mcnemar": (), "p_mcnemar_holm": ()}, "clear"),
+        ({"ci95": (0.01, 0.03), "p_holm": 0.04}, "clear"),
+        ({"ci95": (-0.03, -0.01), "p_holm": 0.04}, "clear"),
+        ({"ci95": (0.01, 0.03), "p": None, "p_holm": None, "p_mcnemar": (), "p_mcnemar_holm": ()}, "clear"),
     ],
 )
 def test_a_difference_is_clear_only_where_interval_and_a_corrected_test_agree(more: dict[str, Any], case: str) -> None:
@@ -161,15 +161,15 @@ def headline_of(**more: Any) -> study_story.Told:
 
 def test_the_headline_is_honest_about_losses_hints_nothing_and_few_seeds() -> None:
     lost = headline_of(
-        difference=-0.05, ci95=[-0.07, -0.03], p_mcnemar_holm=[0.01] * 3, by_seed=[-0.06, 0.01, -0.1],
+        difference=-0.05, ci95=[-0.07, -0.03], p_holm=0.01, by_seed=[-0.06, 0.01, -0.1],
         seed_ci95=[-0.2, 0.1],
     )  # fmt: skip
     assert (lost.case, lost.verdict) == ("hurt", "Label-only wins.")
     assert "a training yet to come may go the other way" in " ".join(lost.asides)
     assert "The seeds do not agree on the direction: −6.0, +1.0, −10.0." in lost.asides
-    hint = headline_of(difference=0.02, ci95=[0.001, 0.04], p_seeds_holm=0.3, p_mcnemar_holm=[0.2] * 3)
+    hint = headline_of(difference=0.02, ci95=[0.001, 0.04], p_holm=0.3, p_mcnemar_holm=[0.2] * 3)
     assert (hint.case, hint.verdict) == ("hint", "A hint, but no finding.")
-    none = headline_of(difference=0.002, ci95=[-0.02, 0.02], p_seeds=0.9, p_seeds_holm=1.0, seed_ci95=[-0.1, 0.1],
+    none = headline_of(difference=0.002, ci95=[-0.02, 0.02], p=0.9, p_holm=1.0, seed_ci95=[-0.1, 0.1],
                        p_mcnemar=[0.9] * 3, p_mcnemar_holm=[1.0] * 3)  # fmt: skip
     assert (none.case, none.verdict) == ("none", "No difference is shown.")
 

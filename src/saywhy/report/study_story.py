@@ -76,8 +76,8 @@ class Finding:
     by_seed: tuple[float, ...]
     ci95: tuple[float, float] | None
     seed_ci95: tuple[float, float] | None
-    p_seeds: float | None
-    p_seeds_holm: float | None
+    p: float | None
+    p_holm: float | None
     p_mcnemar: tuple[float, ...]
     p_mcnemar_holm: tuple[float, ...]
     mde: float | None
@@ -98,17 +98,15 @@ class Finding:
     def case(self) -> str:
         """clear, hint or none.
 
-        Clear is what the interval over rows and seeds bears out and, where there are tests, one of them after Holm's
-        correction: that over the seeds, or McNemar's in every seed. A hint is what only some of these show.
+        Clear is what the interval over rows and seeds bears out, and its p value after Holm's correction. A hint is
+        what shows before that correction alone, or in McNemar's test of every seed: these very models differ then, and
+        whether others would is open.
         """
-        apart = _apart(self.ci95) if self.ci95 else _apart(self.seed_ci95)
-        corrected = [p < story.SIGNIFICANT for p in (self.p_seeds_holm,) if p is not None]
-        corrected += [max(self.p_mcnemar_holm) < story.SIGNIFICANT] if self.p_mcnemar_holm else []
-        if apart and (any(corrected) or not corrected):
+        apart = _apart(self.ci95)
+        if apart and (self.p_holm is None or self.p_holm < story.SIGNIFICANT):
             return "clear"
-        alone = [p for p in (self.p_seeds, max(self.p_mcnemar, default=None)) if p is not None]
-        hinted = apart or _apart(self.seed_ci95) or any(corrected) or any(p < story.SIGNIFICANT for p in alone)
-        return "hint" if hinted else "none"
+        alone = [p for p in (self.p, max(self.p_mcnemar, default=None)) if p is not None]
+        return "hint" if apart or any(p < story.SIGNIFICANT for p in alone) else "none"
 
     def turned(self) -> Finding:
         """The same comparison as b minus a."""
@@ -148,8 +146,8 @@ def findings(document: Mapping[str, Any]) -> list[Finding]:
             tuple(row.get("by_seed") or ()),
             _interval(row.get("ci95")),
             _interval(row.get("seed_ci95")),
-            row.get("p_seeds"),
-            row.get("p_seeds_holm"),
+            row.get("p"),
+            row.get("p_holm"),
             tuple(row.get("p_mcnemar") or ()),
             tuple(row.get("p_mcnemar_holm") or ()),
             row.get("mde"),

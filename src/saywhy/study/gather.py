@@ -343,8 +343,9 @@ def _told(found: Difference) -> dict[str, Any]:
         "by_seed": found.by_seed,
         "ci95": found.ci95,
         "seed_ci95": found.seed_ci95,
+        "p": found.p,
+        "p_holm": None,
         "p_seeds": found.p_seeds,
-        "p_seeds_holm": None,
         "p_mcnemar": found.p_mcnemar,
         "p_mcnemar_holm": None,
         "mde": found.mde,
@@ -355,22 +356,22 @@ def _told(found: Difference) -> dict[str, Any]:
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
     """Adjust p values for how many there are in the whole study (Holm 1979).
 
-    Those over seeds within each metric, McNemar's all together. A comparison that two parts share counts once.
+    Those over rows and seeds within each metric, McNemar's all together. A comparison that two parts share counts once.
     """
     once: dict[str, dict[str, Any]] = {}
     for row in rows:
         once.setdefault(store.hash_of([row["a"], row["b"], row["metric"]]), row)
     for metric in sorted({row["metric"] for row in rows}):
-        some = [row for row in once.values() if row["metric"] == metric and row["p_seeds"] is not None]
-        for row, adjusted in zip(some, metrics.holm([row["p_seeds"] for row in some]), strict=True):
-            row["p_seeds_holm"] = adjusted
+        some = [row for row in once.values() if row["metric"] == metric and row["p"] is not None]
+        for row, adjusted in zip(some, metrics.holm([row["p"] for row in some]), strict=True):
+            row["p_holm"] = adjusted
     tested = [row for row in once.values() if row["p_mcnemar"] is not None]
     adjusted_all = iter(metrics.holm([p for row in tested for p in row["p_mcnemar"]]))
     for row in tested:
         row["p_mcnemar_holm"] = [next(adjusted_all) for _ in row["p_mcnemar"]]
     for row in rows:
         known = once[store.hash_of([row["a"], row["b"], row["metric"]])]
-        row["p_seeds_holm"], row["p_mcnemar_holm"] = known["p_seeds_holm"], known["p_mcnemar_holm"]
+        row["p_holm"], row["p_mcnemar_holm"] = known["p_holm"], known["p_mcnemar_holm"]
 
 
 def _headline(
