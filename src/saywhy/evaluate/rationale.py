@@ -26,7 +26,7 @@ from saywhy.records import Prediction, Row, Task
 def quality(
     task: Task, answers: Answers, without: tuple[str, Answers] | None, resamples: int, seed: int
 ) -> tuple[dict[str, Any], str]:
-    """Rationale quality, accuracy with the reasoning less accuracy without it on the same rows (Wiegreffe et al. 2021).
+    """Rationale quality: accuracy with the reasoning less accuracy without, on the same rows (2010.12762).
 
     `without` is a system that gives the label alone: in the paper another model (I→O beside IR→O), here whichever was
     trained beside. The interval is that of the paired bootstrap. The second value says what is missing, "" if nothing.
@@ -54,7 +54,7 @@ def quality(
 def las(
     task: Task, answers: Answers, resamples: int, seed: int, learn: Learn = by_words
 ) -> tuple[dict[str, Any], str]:
-    """Leakage-adjusted simulatability (Hase et al. 2020, section 4), and what is missing, "" if nothing.
+    """Leakage-adjusted simulatability (2010.04119), and what is missing, "" if nothing.
 
     A simulator predicts the system's own answer. A row is `leaking` where one can from the reasoning alone. In each
     group: the share that one predicts from text and reasoning, less the share that one predicts from the text. LAS is
@@ -88,7 +88,7 @@ def las(
 def rev(
     task: Task, answers: Answers, resamples: int, seed: int, learn: Learn = by_words
 ) -> tuple[dict[str, Any], str]:
-    """REV (2210.04982, section 2), in nats, and what is missing, "" if nothing.
+    """REV (2210.04982), in nats, and what is missing, "" if nothing.
 
     The mean of log p(y | r, b) − log p(y | b): what the reasoning r tells an evaluator of the system's answer y beyond
     the vacuous statement b, which is the text with that answer put as a sentence. Reported for right and wrong answers

@@ -45,7 +45,7 @@ def entropies(lm: LM, paths: Sequence[Ints], budget: int) -> Entropies:
     found: dict[int, Floats] = {}
     for places in batches([len(path) for path in paths], most):
         states = _states(model, layers, [paths[at] for at in places])
-        mass = states.abs()
+        mass = states.float().abs()
         each = torch.stack(
             [
                 _of_next_token(model, norm(states)),

@@ -80,8 +80,8 @@ def mistakes(cases: Sequence[Case], others: Sequence[Donor | None], seed: int) -
 
     Where it holds numbers, the last digit of one of them becomes another. Else one word becomes a word of the donor's
     reasoning (`swaps_other`): each is the most telling of its reasoning, whose share among the reasonings with its
-    answer lies furthest above its share among all others; of equals the first. The rest stays (2307.13702, section 2.3
-    lets a model write on behind the mistake; ours is one mistake in a whole reasoning).
+    answer lies furthest above its share among all others; of equals the first. The rest stays. (In
+    2307.13702, "adding mistakes", another model writes the mistake and the model goes on behind it.)
     """
     telling = _telling(cases)
     found: list[str | None] = []

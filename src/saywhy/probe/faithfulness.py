@@ -62,8 +62,8 @@ def faithfulness(
     system that gives the label without a reasoning. `budget` bounds the tokens that are held at one time; `drawn` has
     the number of resamples behind an interval and the seed of all that is drawn. Each share is that of rows whose
     answer behind the altered reasoning is the one that was saved (`same`, `stayed`), that of the row which the
-    reasoning was taken from (`followed`), or another than the saved one (`changed`). Cuts and mistakes are those of
-    2307.13702, section 2, but the model does not write on behind them.
+    reasoning was taken from (`followed`), or another than the saved one (`changed`). Cuts and mistakes follow
+    2307.13702, "early answering" and "adding mistakes", but the model does not write on behind a mistake.
 
     Raises ValueError where the rows are not those of the answers.
     """
