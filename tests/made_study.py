@@ -158,7 +158,7 @@ def comparison(
     wide = T975.get(len(seeds) - 1, 2.2) * spread
     both = 1.96 * math.hypot(error, spread)
     p = [min(1.0, 2 * math.exp(-0.5 * (one_ / error) ** 2)) for one_ in by_seed]
-    p_both = min(1.0, 2 * math.exp(-0.5 * (mean / math.hypot(error, spread)) ** 2))
+    p_both = math.erfc(abs(mean) / math.hypot(error, spread) / math.sqrt(2))
     return {
         "part": part,
         "a": {"setting": one["id"], "system": a_key},
