@@ -251,7 +251,11 @@ def part_lines(part: Mapping[str, Any], known: Sequence[Finding], metric: str, s
     mine = [_forward(one) for one in known if one.part == part["name"] and one.metric == metric]
     within = [one for one in mine if one.within and one.b.kind == "label_only" and one.a.reasoned]
     across = [one for one in mine if not one.within and one.a.system == one.b.system and one.a.kind != "floor"]
-    said = _tally(_of_one(within, system), "{name} against label_only")
+    of_system = _of_one(within, system)
+    said = []
+    # Label-only arms with more steps or tokens are other opponents, not other settings.
+    for opponent in dict.fromkeys(one.b.name for one in of_system):
+        said += _tally([one for one in of_system if one.b.name == opponent], f"{{name}} against {opponent}")
     first = part["settings"][0] if part["settings"] else None
     both = [one for one in across if first in (one.a.setting, one.b.setting)]
     against = [one if one.b.setting == first else one.turned() for one in both]
