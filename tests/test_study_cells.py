@@ -14,7 +14,7 @@ from saywhy import config
 from saywhy.config import Cell, combinations
 from saywhy.config.study import Study
 from saywhy.records import RequestError
-from saywhy.study.cells import AS_WRITTEN, named, plan
+from saywhy.study.cells import AS_WRITTEN, plan
 
 BASE: dict[str, Any] = {
     "task": {"name": "t", "instruction": "Which?", "labels": ["a", "b"]},
@@ -93,17 +93,42 @@ def test_a_setting_that_changes_nothing_has_a_name(tmp_path: Path) -> None:
     assert made.runs[0].folder == tmp_path / "seed=0"
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(["a.b", "c"]), st.text(max_size=60) | st.integers()), max_size=6))
-def test_names_that_differ_stand_in_folders_that_differ(values: list[dict[str, Any]]) -> None:
-    from saywhy.study.cells import _slug
+def test_settings_that_differ_never_share_a_name_or_a_folder(tmp_path: Path) -> None:
+    """What all settings of a part have is in no name, and another part may name its own the same."""
+    found = cells(
+        tmp_path,
+        grid={"seed": [0]},
+        parts={
+            "first": {"data.rows": [8, 9], "classifier.arms": [["label_only"]]},
+            "second": {"data.rows": [8, 9], "classifier.arms": [["label_only", "both"]]},
+            "third": {"classifier.arms": [["both"]]},
+        },
+    )
+    made = plan(found, tmp_path)
+    names = [one.name for one in made.settings]
+    assert names[:4] == ["data.rows=8", "data.rows=9", "second: data.rows=8", "second: data.rows=9"]
+    assert names[4] == 'classifier.arms=["both"]'
+    assert [run.folder.name for run in made.runs][:3] == [
+        "data.rows=8_seed=0",
+        "data.rows=9_seed=0",
+        "second_data.rows=8_seed=0",
+    ]
+    assert len({run.folder for run in made.runs}) == 5
 
-    slugs: dict[str, dict[str, Any]] = {}
-    for one in values:
-        slug = _slug(one, 0)
-        assert slugs.setdefault(slug, one) == one
-        assert "/" not in slug
-        assert len(slug.encode()) < 255
-        assert named(one)
+
+LABELS = config.parse(yaml.safe_dump(BASE), Path("c.yaml"))
+
+
+@given(st.lists(st.text(max_size=60) | st.integers(), max_size=6, unique_by=lambda value: (type(value), value)))
+def test_values_of_any_kind_stand_in_folders_of_their_own(values: list[Any]) -> None:
+    # What tells the configs apart does not matter here, only that something does.
+    several = [LABELS.model_copy(update={"trackers": ("wandb",) * at}) for at in range(len(values))]
+    made = [Cell("part", {"part": value, "seed": 0}, one) for value, one in zip(values, several, strict=True)]
+    planned = plan(made, Path("cells"))
+    folders = [run.folder.name for run in planned.runs]
+    assert len(set(folders)) == len(values)
+    assert len({one.name for one in planned.settings}) == len(values)
+    assert all("/" not in name and len(name.encode()) < 255 for name in folders)
 
 
 def test_a_study_that_cannot_be_is_refused_with_its_place(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -70,6 +70,7 @@ class Plan:
 class _Gathering:
     """A setting while its cells are still being read."""
 
+    part: str
     values: dict[str, Any]
     runs: dict[int, Config] = field(default_factory=dict)
 
@@ -84,12 +85,14 @@ def plan(cells: Sequence[Cell], folder: Path) -> Plan:
         alike = dump(cell.config.model_copy(update={"seed": 0}))
         values = {key: value for key, value in cell.values.items() if key in varied[cell.part]}
         if alike not in found:
-            found[alike] = _Gathering(values)
+            found[alike] = _Gathering(cell.part, values)
             order.append(alike)
         found[alike].runs.setdefault(cell.config.seed, cell.config)
         parts.setdefault(cell.part, {}).setdefault(alike, values)
-    settings = tuple(_setting(one, folder) for one in found.values())
-    return Plan(settings, tuple(_part(name, of_part, order) for name, of_part in parts.items()))
+    settings: list[Setting] = []
+    for one in found.values():
+        settings.append(_setting(one, folder, {other.name for other in settings}))
+    return Plan(tuple(settings), tuple(_part(name, of_part, order) for name, of_part in parts.items()))
 
 
 def lines(planned: Plan) -> list[str]:
@@ -108,12 +111,16 @@ def _parts_of(cells: Sequence[Cell]) -> list[str]:
 def _varied(part: str, values: Sequence[Mapping[str, Any]]) -> set[str]:
     """The keys that tell the settings of a part apart: not the seed, nor what they all have, but a variant's name."""
     several = {key for key in values[0] if any(other[key] != values[0][key] for other in values)}
-    return (several - {"seed"}) | ({part} & values[0].keys())
+    found = (several - {"seed"}) | ({part} & values[0].keys())
+    return found or values[0].keys() - {"seed"}
 
 
-def _setting(one: _Gathering, folder: Path) -> Setting:
+def _setting(one: _Gathering, folder: Path, taken: Collection[str]) -> Setting:
+    """Name a setting by what it changes, and by its part too where one of another part is named so."""
     name = named(one.values)
-    runs = tuple(CellRun(seed, config, folder / _slug(one.values, seed)) for seed, config in one.runs.items())
+    while name in taken:
+        name = f"{one.part}: {name}"
+    runs = tuple(CellRun(seed, config, folder / _slug(name, one.values, seed)) for seed, config in one.runs.items())
     return Setting(name, one.values, runs)
 
 
@@ -132,10 +139,10 @@ def _written(value: object) -> str:
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
 
 
-def _slug(values: Mapping[str, Any], seed: int) -> str:
+def _slug(name: str, values: Mapping[str, Any], seed: int) -> str:
     """Name a folder by what its run changes; what a name cannot hold or is too long for is told apart by a hash."""
-    whole = json.dumps(values, sort_keys=True, ensure_ascii=False)
-    plain = "_".join(f"{key}={_written(value)}" for key, value in values.items())
+    plain = "" if name == AS_WRITTEN else name.replace(", ", "_").replace(": ", "_")
     short = re.sub(r"[^\w.=+()-]", "-", plain)[:LONGEST_NAME]
+    whole = json.dumps([name, values], sort_keys=True, ensure_ascii=False)
     mark = "" if short == plain else f"_{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
     return "_".join(part for part in (f"{short}{mark}", f"seed={seed}") if part)
