@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from saywhy import metrics, store
 from saywhy.evaluate import Answers, load_answers, plain
-from saywhy.evaluate.seeds import Difference, mean_over_seeds, over_seeds
+from saywhy.evaluate.seeds import RECALL_OF, Difference, Seeds, difference_of, mean_of, measure_seeds
 from saywhy.records import Task
 from saywhy.study.cells import Part, Plan, Setting
 
@@ -68,11 +68,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class Group:
-    """A setting with the runs of it that were finished, and their answers as they are asked for."""
+    """A setting with the runs of it that were finished; their answers are read, and measured, as they are asked for."""
 
     setting: Setting
     runs: tuple[Finished, ...]
-    known: dict[str, tuple[Answers, ...] | None]
+    resamples: int
+    known: dict[str, tuple[Answers, ...] | None] = field(default_factory=dict)
+    resampled: dict[tuple[str, tuple[int, ...]], Seeds] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -92,6 +94,25 @@ class Group:
             self.known[system] = whole if len(whole) == len(found) else None
         return self.known[system]
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What systems are compared by."""
+        scale = OF_A_SCALE if self.task.ordinal else ()
+        return (*WITH_INTERVAL, *scale) if self.task.labels else ("accuracy",)
+
+    def measured(self, system: str, seeds: Sequence[int]) -> Seeds:
+        """A system on the rows of these seeds and on resamples of them, the same for all that answered the same rows.
+
+        Resampling takes long and a comparison of two that were resampled none, so each is resampled once.
+        """
+        key = (system, tuple(seeds))
+        if key not in self.resampled:
+            answers = dict(zip((run.seed for run in self.runs), self.answers(system) or (), strict=True))
+            names = (*self.metrics, *(f"{RECALL_OF}{label}" for label in self.task.labels))
+            some = [answers[seed] for seed in seeds]
+            self.resampled[key] = measure_seeds(self.task, {system: some}, names, self.resamples)[system]
+        return self.resampled[key]
+
 
 def gather(plan: Plan, root: Path, kind: str, name: str, command: str, resamples: int = 2000) -> dict[str, Any]:
     """Everything that the report of a study shows, as strict JSON; `kind` is study or compare.
@@ -99,14 +120,14 @@ def gather(plan: Plan, root: Path, kind: str, name: str, command: str, resamples
     Folders are named relative to `root` where they lie below it.
     """
     groups = {
-        at: Group(setting, tuple(_finished(setting)), {})
+        at: Group(setting, tuple(_finished(setting)), resamples)
         for at, setting in enumerate(plan.settings)
         if any(not run.why for run in setting.runs)
     }
     metric = next((str((g.runs[0].metrics["recommended"] or {}).get("metric", "")) for g in groups.values()), "")
-    found = list(chain.from_iterable(_compared(part, groups, resamples) for part in plan.parts))
+    found = list(chain.from_iterable(_compared(part, groups) for part in plan.parts))
     _adjust(found)
-    settings = [_setting(at, setting, groups.get(at), root, resamples) for at, setting in enumerate(plan.settings)]
+    settings = [_setting(at, setting, groups.get(at), root) for at, setting in enumerate(plan.settings)]
     document = {
         "name": name,
         "kind": kind,
@@ -141,7 +162,7 @@ def _part(part: Part) -> dict[str, Any]:
     return {"name": part.name, "axes": part.axes, "settings": settings, "values": part.values}
 
 
-def _setting(at: int, setting: Setting, group: Group | None, root: Path, resamples: int) -> dict[str, Any]:
+def _setting(at: int, setting: Setting, group: Group | None, root: Path) -> dict[str, Any]:
     told: dict[str, Any] = {
         "id": _id(at),
         "name": setting.name,
@@ -161,7 +182,7 @@ def _setting(at: int, setting: Setting, group: Group | None, root: Path, resampl
         **told,
         "task": first["task"],
         "rows": {name: (splits.get(name) or {}).get("rows") for name in ("train", "dev", "test")},
-        "systems": {name: _system(group, name, resamples) for name in group.systems},
+        "systems": {name: _system(group, name) for name in group.systems},
         "recommended": [{key: one.get(key) for key in ("seed", "arm", "mode")} for one in chosen],
         "reasonings": _reasonings(group),
         "probes": probed[0] if probed else None,
@@ -173,20 +194,17 @@ def _relative(folder: Path, root: Path) -> str:
     return Path(os.path.relpath(folder, root)).as_posix() if inside else str(folder.resolve())
 
 
-def _system(group: Group, name: str, resamples: int) -> dict[str, Any]:
+def _system(group: Group, name: str) -> dict[str, Any]:
     """One system of a setting: its figures over the seeds."""
     entries = [run.systems[name] for run in group.runs]
     tests = [entry["test"] for entry in entries]
     devs = [entry.get("dev") or {} for entry in entries]
-    answers, task = group.answers(name), group.task
-    again = (*WITH_INTERVAL, *(OF_A_SCALE if task.ordinal else ())) if task.labels else ("accuracy",)
-    figures = {one: _mean([test.get(one) for test in tests]) for one in (*again, *REPORTED)}
+    figures = {one: _mean([test.get(one) for test in tests]) for one in (*group.metrics, *REPORTED)}
     recalls: dict[str, Any] = {}
-    if answers is not None:
-        several = (*again, *(f"recall:{label}" for label in task.labels))
-        for one, mean in mean_over_seeds(task, answers, several, resamples).items():
-            told = {"mean": mean.mean, "by_seed": mean.by_seed, "ci95": mean.ci95, "sd": mean.sd}
-            (recalls if one.startswith("recall:") else figures)[one.removeprefix("recall:")] = told
+    if group.answers(name) is not None:
+        seen = group.measured(name, [run.seed for run in group.runs])
+        figures |= {one: _told_mean(seen, one) for one in group.metrics}
+        recalls = {label: _told_mean(seen, f"{RECALL_OF}{label}") for label in group.task.labels}
     arm = name.partition("/")[0]
     facts = [run.metrics["arms"][arm]["train"] for run in group.runs if arm in run.metrics["arms"]]
     reasonings = group.runs[0].metrics.get("reasonings") or {}
@@ -194,11 +212,16 @@ def _system(group: Group, name: str, resamples: int) -> dict[str, Any]:
     return {
         "kind": kind,
         "replace": "none" if kind in (LABEL_ONLY, "floor") else reasonings.get("replace", "none"),
-        "dev": {one: _mean([dev.get(one) for dev in devs])["mean"] for one in again},
+        "dev": {one: _mean([dev.get(one) for dev in devs])["mean"] for one in group.metrics},
         "test": figures,
         "per_class": _per_class(tests, recalls),
         "train": {key: _mean([fact.get(key) for fact in facts])["mean"] for key in TRAINED} if facts else None,
     }
+
+
+def _told_mean(seen: Seeds, metric: str) -> dict[str, Any]:
+    found = mean_of(seen, metric)
+    return {"mean": found.mean, "by_seed": found.by_seed, "ci95": found.ci95, "sd": found.sd}
 
 
 def _mean(values: Sequence[float | None]) -> dict[str, Any]:
@@ -264,21 +287,21 @@ def _at(value: Any, keys: Sequence[str]) -> Any:
     return value
 
 
-def _compared(part: Part, groups: Mapping[int, Group], resamples: int) -> Iterator[dict[str, Any]]:
+def _compared(part: Part, groups: Mapping[int, Group]) -> Iterator[dict[str, Any]]:
     """The comparisons that a part asks for: arms with label-only ones, and settings with the part's first."""
     present = [at for at in part.settings if at in groups]
     for at in present:
         group = groups[at]
         for a, b in _pairs(group):
-            yield from _rows(part, (at, group, a), (at, group, b), resamples)
+            yield from _rows(part, (at, group, a), (at, group, b))
     if len(present) > 1 and present[0] == part.settings[0]:
         first = groups[present[0]]
         for at in present[1:]:
             for name in groups[at].systems:
                 if name in first.systems:
-                    yield from _rows(part, (at, groups[at], name), (present[0], first, name), resamples)
+                    yield from _rows(part, (at, groups[at], name), (present[0], first, name))
             for a, b in _pairs_with_first(groups[at], first):
-                yield from _rows(part, (at, groups[at], a), (present[0], first, b), resamples)
+                yield from _rows(part, (at, groups[at], a), (present[0], first, b))
 
 
 def _pairs(group: Group) -> list[tuple[str, str]]:
@@ -305,9 +328,7 @@ def _by_kind(group: Group) -> tuple[list[str], list[str]]:
     return plain_ones, [name for name, kind in kinds.items() if kind not in (LABEL_ONLY, "floor")]
 
 
-def _rows(
-    part: Part, a: tuple[int, Group, str], b: tuple[int, Group, str], resamples: int
-) -> Iterator[dict[str, Any]]:
+def _rows(part: Part, a: tuple[int, Group, str], b: tuple[int, Group, str]) -> Iterator[dict[str, Any]]:
     """One comparison in each metric; none where the two did not answer the same rows, or are one and the same."""
     (a_at, a_group, a_name), (b_at, b_group, b_name) = a, b
     of_a, of_b = a_group.answers(a_name), b_group.answers(b_name)
@@ -320,15 +341,14 @@ def _rows(
     same_rows = all(_asked(one) == _asked(other) for one, other in pairs)
     if not pairs or not same_rows or all(one.probabilities == other.probabilities for one, other in pairs):
         return
-    task = a_group.task
-    names = (*WITH_INTERVAL, *(OF_A_SCALE if task.ordinal else ())) if task.labels else ("accuracy",)
-    for metric, found in over_seeds(task, pairs, names, resamples).items():
+    measured_a, measured_b = a_group.measured(a_name, seeds), b_group.measured(b_name, seeds)
+    for metric in a_group.metrics:
         yield {
             "part": part.name,
             "a": {"setting": _id(a_at), "system": a_name},
             "b": {"setting": _id(b_at), "system": b_name},
             "metric": metric,
-            **_told(found),
+            **_told(difference_of(measured_a, measured_b, metric)),
             "seeds": seeds,
         }
 
