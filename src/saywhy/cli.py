@@ -472,22 +472,19 @@ def _finish_study(document: dict[str, Any], page: Path) -> None:
 
 
 def _setting_results(setting: dict[str, Any]) -> Table:
-    """Draw the mean figures of one setting of a study."""
+    """Draw the mean figures of one setting of a study, in percent, narrow enough for any terminal."""
     seeds = ", ".join(map(str, setting["seeds"])) or "none finished"
-    table = Table(title=f"{setting['name']} (seeds {seeds})", title_justify="left")
-    for name in ("arm / mode", "accuracy", "95% interval", "macro F1", "mean recall", "read strictly", "tokens a row"):
-        table.add_column(name, justify="left" if name == "arm / mode" else "right", no_wrap=name == "arm / mode")
+    table = Table(title=f"{setting['name']} (seeds {seeds}), %", title_justify="left", box=None)
+    for name in ("arm / mode", "accuracy", "95%", "recall", "strictly", "tokens"):
+        table.add_column(name, justify="left" if name == "arm / mode" else "right", no_wrap=True)
     for name, system in setting["systems"].items():
         test = system["test"]
-        low, high = test["accuracy"]["ci95"] or (None, None)
+        shares = [(test.get(key) or {}).get("mean") for key in ("accuracy", "mean_recall", "accuracy_unforced")]
+        accuracy, recall, strictly = (_percent(one).rstrip("%") for one in shares)
+        ends = [_percent(end).rstrip("%") for end in test["accuracy"]["ci95"] or ()]
         tokens = test["tokens_per_row"]["mean"]
-        table.add_row(
-            name.replace("floors/", "floor: "),
-            _percent(test["accuracy"]["mean"]),
-            f"{_percent(low)}–{_percent(high)}",
-            *(_percent((test.get(key) or {}).get("mean")) for key in ("macro_f1", "mean_recall", "accuracy_unforced")),
-            f"{tokens:.0f}" if tokens else "–",
-        )
+        shown = f"{tokens:.0f}" if tokens else "–"
+        table.add_row(name.replace("floors/", "floor: "), accuracy, "–".join(ends), recall, strictly, shown)
     return table
 
 
