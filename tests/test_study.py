@@ -216,7 +216,9 @@ def test_the_headline_is_about_the_first_setting(study: Study) -> None:
     )
 
 
-def test_a_cell_that_fails_is_named_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_fails_is_named_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = written(tmp_path, study={"grid": {"seed": [0, 1]}})
     real = pipeline.run
 
@@ -226,7 +228,10 @@ def test_a_cell_that_fails_is_named_and_ends_nothing(tmp_path: Path, monkeypatch
         return real(settings, folder, **rest)
 
     monkeypatch.setattr(pipeline, "run", fails)
-    do(path, tmp_path / "out")
+    assert cli.main(["study", str(path), "-o", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr()
+    assert "as written, seed 0: the disk is full" in told.err
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in told.out
     document = store.read_json(tmp_path / "out" / "study.json")
     assert document["settings"][0]["failed"] == [{"seed": 0, "why": "the disk is full"}]
     assert document["settings"][0]["seeds"] == [1]
@@ -239,6 +244,17 @@ def test_a_cell_that_fails_is_named_and_ends_nothing(tmp_path: Path, monkeypatch
     monkeypatch.setattr(pipeline, "run", always)
     with pytest.raises(WorkError, match="no cell could be finished; the first one: the disk is full"):
         do(path, tmp_path / "none")
+
+
+def test_a_request_that_is_wrong_ends_a_study_where_nothing_is_lost(tmp_path: Path) -> None:
+    path = written(tmp_path, study={"grid": {"seed": [0]}, "parts": {"size": {"data.rows": [3000, "all"]}}})
+    with pytest.raises(RequestError, match=r"data\.rows: 3000 is more than the 60 rows"):
+        do(path, tmp_path / "first")
+    path = written(tmp_path, study={"grid": {"seed": [0]}, "parts": {"size": {"data.rows": ["all", 3000]}}})
+    do(path, tmp_path / "second")
+    document = store.read_json(tmp_path / "second" / "study.json")
+    assert [len(one["seeds"]) for one in document["settings"]] == [1, 0]
+    assert "data.rows: 3000" in document["settings"][1]["failed"][0]["why"]
 
 
 def test_runs_side_by_side_from_what_they_saved(study: Study, tmp_path: Path) -> None:

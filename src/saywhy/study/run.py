@@ -9,7 +9,7 @@ from pathlib import Path
 from saywhy import pipeline, report, store
 from saywhy.config import Cell, Config, dump
 from saywhy.progress import say
-from saywhy.records import WorkError
+from saywhy.records import RequestError, WorkError
 from saywhy.report.study import write_study
 from saywhy.study.cells import CellRun, Plan, lines, plan
 from saywhy.study.gather import gather
@@ -21,7 +21,8 @@ def run(config: Config, cells: Sequence[Cell], folder: Path, command: str) -> Pa
     """Do every cell below `folder`, each a run like any other, and give the report of them all.
 
     A stage that is the same in two cells is done once: the second takes over what the first has finished. A cell that
-    fails is named in the report and does not end the study. Raises WorkError where no cell could be finished.
+    fails is named in the report and does not end the study. Raises WorkError where no cell could be finished, and
+    RequestError where the first one is a request that is wrong.
     """
     for cell in cells:
         pipeline.refuse_early(cell.config)
@@ -35,8 +36,6 @@ def run(config: Config, cells: Sequence[Cell], folder: Path, command: str) -> Pa
     failed = [one for one in done.runs if one.why]
     if len(failed) == len(done.runs):
         raise WorkError(f"{folder}: no cell could be finished; the first one: {failed[0].why}")
-    for one in failed:
-        say(f"failed: {one.folder.name}: {one.why}")
     return path
 
 
@@ -56,7 +55,9 @@ def _done(planned: Plan, folder: Path) -> Plan:
         say(f"run {number} of {total}: {one.folder.name}")
         try:
             _cell(one, folder / CELLS)
-        except WorkError as problem:
+        except (WorkError, RequestError) as problem:
+            if isinstance(problem, RequestError) and not made:
+                raise  # what is wrong with the first run is likely to be wrong with all, and nothing is lost yet
             say(f"failed: {problem}")
             made[one.folder] = replace(one, why=str(problem))
         else:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from saywhy.cli.tables import percent, results, setting_results, voters, votes
 from saywhy.config import commented_example, load, load_study
 from saywhy.records import Prediction, RequestError, WorkError
 from saywhy.version import VERSION
@@ -296,8 +297,8 @@ def label(
 
     path, counted = label_texts(settings, output, overwrite)
     console = Console(markup=False, emoji=False, highlight=False)
-    console.print(_voters(counted))
-    for line in _votes(counted):
+    console.print(voters(counted))
+    for line in votes(counted):
         print(line)
     print(f"labelled rows are in {path}")
 
@@ -425,36 +426,11 @@ def _finish(report_file: Path) -> None:
     from saywhy.store import read_json
 
     metrics = read_json(report_file.parent / "metrics.json")
-    Console(markup=False, emoji=False, highlight=False).print(_results(metrics))
+    Console(markup=False, emoji=False, highlight=False).print(results(metrics))
     if metrics["recommended"]:
         print(metrics["recommended"]["why"])
     print(f"report: {report_file}")
 
-
-def _results(metrics: dict[str, Any]) -> Table:
-    n = next((s["n"] for s in metrics["floors"].values() if s), 0)
-    table = Table(title=f"{metrics['task']['name']}: {n} test rows")
-    for name in ("arm / mode", "accuracy", "95% interval", "macro F1", "mean recall", "tokens a row", "rows/s"):
-        table.add_column(name, justify="left" if name == "arm / mode" else "right")
-    floors = [(f"{name} (floor)", scores) for name, scores in metrics["floors"].items() if scores]
-    arms = [
-        (f"{name} / {mode}", scores["test"])
-        for name, arm in metrics["arms"].items()
-        for mode, scores in arm["modes"].items()
-        if mode != "explain"
-    ]
-    for name, scores in floors + arms:
-        low, high = scores["accuracy_ci95"] or (None, None)
-        table.add_row(
-            name,
-            _percent(scores["accuracy"]),
-            f"{_percent(low)}–{_percent(high)}",
-            _percent(scores["macro_f1"]),
-            _percent(scores["mean_recall"]),
-            "–" if not scores["tokens_per_row"] else f"{scores['tokens_per_row']:.0f}",
-            "–" if not scores["rows_per_second"] else f"{scores['rows_per_second']:.0f}",
-        )
-    return table
 
 
 def _finish_study(document: dict[str, Any], page: Path) -> None:
@@ -463,59 +439,20 @@ def _finish_study(document: dict[str, Any], page: Path) -> None:
 
     console = Console(markup=False, emoji=False, highlight=False)
     for setting in document["settings"]:
-        console.print(_setting_results(setting))
+        console.print(setting_results(setting))
     told = headline(document, findings(document))
     print(" ".join([told.verdict, told.sentence]))
     for note in document["notes"]:
         print(note)
     print(f"report: {page}")
+    every = [(one["name"], run) for one in document["settings"] for run in one["failed"]]
+    failed = [f"{name}, seed {run['seed']}: {run['why']}" for name, run in every]
+    if failed:
+        raise WorkError("\n".join(["these runs failed, and the same command tries them again:", *failed]))
 
 
-def _setting_results(setting: dict[str, Any]) -> Table:
-    """Draw the mean figures of one setting of a study, in percent, narrow enough for any terminal."""
-    seeds = ", ".join(map(str, setting["seeds"])) or "none finished"
-    table = Table(title=f"{setting['name']} (seeds {seeds}), %", title_justify="left", box=None)
-    for name in ("arm / mode", "accuracy", "95%", "recall", "strictly", "tokens"):
-        table.add_column(name, justify="left" if name == "arm / mode" else "right", no_wrap=True)
-    for name, system in setting["systems"].items():
-        test = system["test"]
-        shares = [(test.get(key) or {}).get("mean") for key in ("accuracy", "mean_recall", "accuracy_unforced")]
-        accuracy, recall, strictly = (_percent(one).rstrip("%") for one in shares)
-        ends = [_percent(end).rstrip("%") for end in test["accuracy"]["ci95"] or ()]
-        tokens = test["tokens_per_row"]["mean"]
-        shown = f"{tokens:.0f}" if tokens else "–"
-        table.add_row(name.replace("floors/", "floor: "), accuracy, "–".join(ends), recall, strictly, shown)
-    return table
 
 
-def _voters(counted: dict[str, Any]) -> Table:
-    """Draw what each teacher said with each prompt."""
-    table = Table(title="answers")
-    for name in ("teacher", "prompt", "texts", "unreadable", "unanswered", "as voted"):
-        is_name = name in ("teacher", "prompt")
-        table.add_column(name, justify="left" if is_name else "right", no_wrap=is_name)
-    for each in counted["each"]:
-        numbers = (str(each[key]) for key in ("asked", "unreadable", "without"))
-        table.add_row(each["teacher"], each["prompt"], *numbers, _percent(each["agreed"]))
-    return table
-
-
-def _votes(counted: dict[str, Any]) -> list[str]:
-    """Say what came of the votes, and how far those who voted agree."""
-    rows, labelled = counted["rows"], sum(counted["labels"].values())
-    shares = ", ".join(f"{name} {_percent(count / labelled)}" for name, count in counted["labels"].items())
-    lines = [f"{labelled} of {rows} texts have a label: {shares}"]
-    for key, why in (("empty", "are empty"), ("without", "got no answer that could be read")):
-        if counted[key]:
-            lines.append(f"{counted[key]} texts {why} and are left out")
-    alphas = (("answers", counted["alpha"]), ("teachers", counted["alpha_teachers"]))
-    told = [f"between {whom} {alpha:.2f}" for whom, alpha in alphas if alpha is not None]
-    lines.append(f"mean share of votes for the label {_percent(counted['agreement'])}; {counted['disputed']} disputed")
-    return [*lines, f"Krippendorff's alpha (1 is agreement, 0 chance): {', '.join(told)}"] if told else lines
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}%"
 
 
 def _show(answers: Iterable[tuple[str, Prediction]]) -> None:
@@ -537,7 +474,7 @@ def _shown(text: str) -> str:
 
 def _bars(prediction: Prediction) -> str:
     likely = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:5]
-    return "  ".join(f"{label} {_percent(share)}" for label, share in likely)
+    return "  ".join(f"{label} {percent(share)}" for label, share in likely)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -589,7 +526,3 @@ def _fail(problem: Exception) -> None:
 def entry() -> None:
     """What the installed command calls."""
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    entry()
