@@ -222,7 +222,7 @@ def test_commands_on_pages_exist() -> None:
     shown = [line for page in PAGES for block in blocks(page, "console") for line in block.splitlines()]
     commands = [shlex.split(line.removeprefix("$ "), comments=True) for line in shown if line.startswith("$ ")]
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    cli = (ROOT / "src" / "saywhy" / "cli.py").read_text(encoding="utf-8")
+    cli = (ROOT / "src" / "saywhy" / "cli" / "__init__.py").read_text(encoding="utf-8")
     verbs = re.findall(r"^@app\.command\(\)\ndef (\w+)", cli, re.MULTILINE)
     assert {"demo", "test", "check"} <= set(targets)
     for words in commands:
