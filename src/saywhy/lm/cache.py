@@ -25,7 +25,7 @@ MOST_AT_ONCE = 2**30
 # Rows of like length lie together, so that few of them read little padding.
 ROWS_A_RUN = 32
 # What models of different kinds call that which they hand on from token to token.
-CARRIED = ("cache", "cache_params", "state")
+CARRIED = ("cache", "state")
 
 
 @dataclass(frozen=True)
