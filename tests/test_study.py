@@ -17,7 +17,9 @@ from saywhy import cli, config, pipeline, store
 from saywhy.metrics import holm, mcnemar_exact
 from saywhy.records import RequestError, WorkError
 from saywhy.study import run as study_run
+from saywhy.study.cells import Part, Plan, Setting
 from saywhy.study.compare import compare
+from saywhy.study.gather import Finished, Group, headline
 
 SEEDS = [0, 1]
 PARTS = {
@@ -304,3 +306,28 @@ def test_the_commands(two: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
     assert f"report: {page}" in printed
     assert cli.main(["compare", *map(str, two), "-o", str(page)]) == 2
     assert "add --overwrite" in capsys.readouterr().err
+
+
+def made_up(dev: dict[str, float], test: dict[str, float], folder: Path) -> Finished:
+    """A run of two label-only and two reasoned arms, of which only the figures that choose are told."""
+    arms = {
+        name: {
+            "arm": "label_only" if name.startswith("label_only") else "label_then_reason",
+            "modes": {"label": {"dev": {"mean_recall": dev[name]}, "test": {"mean_recall": test[name]}}},
+        }
+        for name in dev
+    }
+    told = {"name": "t", "labels": ["a", "b"], "ordinal": False}
+    return Finished(folder, 0, {"task": told, "seed": 0, "arms": arms, "floors": {}})
+
+
+def test_dev_alone_chooses_what_the_headline_is_about(tmp_path: Path) -> None:
+    dev = {"label_only": 0.7, "label_only_twice": 0.6, "first": 0.5, "second": 0.8}
+    run = made_up(dev, {name: 1 - value for name, value in dev.items()}, tmp_path)
+    group = Group(Setting("as written", {}, ()), (run,), 10)
+    sides = [({"setting": "s0", "system": f"{a}/label"}, {"setting": "s0", "system": f"{b}/label"})
+             for a in ("first", "second") for b in ("label_only", "label_only_twice")]  # fmt: skip
+    rows = [{"a": a, "b": b, "metric": "mean_recall"} for a, b in sides]
+    chosen = headline(Plan((group.setting,), (Part("grid", (), (0,), ({},)),)), {0: group}, rows, "mean_recall")
+    assert chosen is not None
+    assert (chosen["a"]["system"], chosen["b"]["system"]) == ("second/label", "label_only/label")

@@ -135,7 +135,7 @@ def gather(plan: Plan, root: Path, kind: str, name: str, command: str, resamples
         "parts": [_part(part) for part in plan.parts],
         "settings": settings,
         "comparisons": found,
-        "headline": _headline(plan, groups, found, metric),
+        "headline": headline(plan, groups, found, metric),
         "notes": _notes(plan, groups),
         "versions": next((group.runs[0].metrics["versions"] for group in groups.values()), {}),
         "command": command,
@@ -394,7 +394,7 @@ def _adjust(rows: Sequence[dict[str, Any]]) -> None:
         row["p_holm"], row["p_mcnemar_holm"] = known["p_holm"], known["p_mcnemar_holm"]
 
 
-def _headline(
+def headline(
     plan: Plan, groups: Mapping[int, Group], rows: Sequence[Mapping[str, Any]], metric: str
 ) -> dict[str, Any] | None:
     """The comparison that the headline is about: in the first setting, what dev says is best of each side.
