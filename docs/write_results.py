@@ -9,6 +9,7 @@ what became of the reasonings, how far they can be trusted, and the layers of th
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,19 @@ def main() -> None:
         if setting["reasonings"]:
             setting["reasonings"]["samples"] = []
     name = str(document["name"])
-    store.write_json(RESULTS / f"{name}.json", document)
+    document["command"] = document["command"].partition(" -o ")[0]
+    store.write_text(RESULTS / f"{name}.json", json.dumps(rounded(document), ensure_ascii=False) + "\n")
     store.write_text(RESULTS / f"{name}.md", "\n".join(page(document, given.note)) + "\n")
     print(f"docs/results/{name}.md and .json are written")
+
+
+def rounded(value: Any) -> Any:
+    """Give a value with numbers of six places: more would say nothing and fill the repository."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def page(document: Mapping[str, Any], note: str) -> Iterator[str]:
@@ -60,7 +71,11 @@ def page(document: Mapping[str, Any], note: str) -> Iterator[str]:
 
 
 def systems(some: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
-    """The figures of every system in every setting of a part, means over seeds."""
+    """The figures of every system in every setting of a part, means over seeds; what settings share stands once."""
+    once: dict[str, tuple[str, str, Mapping[str, Any]]] = {}
+    for name, one in some:
+        for key, system in one["systems"].items():
+            once.setdefault(store.hash_of([key, one["task"], system["test"]]), (name, key, system))
     ordinal = any(one["task"] and one["task"]["ordinal"] for _, one in some)
     heads = ["setting", "arm / mode", "accuracy", "mean recall", "macro F1", "NLL", "read strictly", "tokens a row"]
     yield from table(
@@ -75,8 +90,7 @@ def systems(some: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
                 number(system["test"]["tokens_per_row"], 0),
                 *([number(system["test"].get("mae"), 2), number(system["test"].get("qwk"), 2)] if ordinal else []),
             ]
-            for name, one in some
-            for key, system in one["systems"].items()
+            for name, key, system in once.values()
         ),
     )
 
@@ -86,6 +100,8 @@ def comparisons(found: Sequence[study_story.Finding], metric: str) -> Iterator[s
     shown = [one for one in found if one.metric == metric] or [one for one in found if one.metric == "accuracy"]
     if not shown:
         return
+    # What several settings share was compared with the same floor in each of them.
+    shown = list({(one.a.system, one.b.system, one.by_seed): one for one in reversed(shown)}.values())[::-1]
     yield f"\nDifferences of {study_story.metric_name(shown[0].metric)} in points, over rows and seeds:\n"
     heads = ["a", "b", "a − b", "95% interval", "each seed", "p", "p (Holm)", "could have been seen", "reading"]
     yield from table(
@@ -97,8 +113,8 @@ def comparisons(found: Sequence[study_story.Finding], metric: str) -> Iterator[s
                 study_story.signed(one.metric, one.difference),
                 study_story.span(one.metric, one.ci95) if one.ci95 else "–",
                 " ".join(study_story.signed(one.metric, seed) for seed in one.by_seed),
-                "–" if one.p is None else f"{one.p:.3f}",
-                "–" if one.p_holm is None else f"{one.p_holm:.3f}",
+                chance(one.p),
+                chance(one.p_holm),
                 "–" if one.mde is None else f"{100 * one.mde:.1f}",
                 {"clear": "clear", "hint": "a hint", "none": "no difference shown"}[one.case],
             ]
@@ -211,6 +227,11 @@ def interval(figure: Mapping[str, Any] | None) -> str:
 def percent(figure: Mapping[str, Any] | None) -> str:
     """A mean in percent."""
     return share((figure or {}).get("mean"))
+
+
+def chance(value: float | None) -> str:
+    """A p value."""
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def share(value: float | None) -> str:
