@@ -97,12 +97,16 @@ def systems(some: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
 
 def comparisons(found: Sequence[study_story.Finding], metric: str) -> Iterator[str]:
     """The comparisons of a part by the study's metric, by accuracy where a task has no other."""
-    shown = [one for one in found if one.metric == metric] or [one for one in found if one.metric == "accuracy"]
+    shown = [one for one in found if one.metric == metric]
+    have = {one.a.setting for one in shown}
+    shown += [one for one in found if one.metric == "accuracy" and one.a.setting not in have]
     if not shown:
         return
     # What several settings share was compared with the same floor in each of them.
     shown = list({(one.a.system, one.b.system, one.by_seed): one for one in reversed(shown)}.values())[::-1]
-    yield f"\nDifferences of {study_story.metric_name(shown[0].metric)} in points, over rows and seeds:\n"
+    names = list(dict.fromkeys(study_story.metric_name(one.metric) for one in shown))
+    where = " (where rows have their own choices)" if len(names) > 1 else ""
+    yield f"\nDifferences of {' or '.join(names)}{where} in points, over rows and seeds:\n"
     heads = ["a", "b", "a − b", "95% interval", "each seed", "p", "p (Holm)", "could have been seen", "reading"]
     yield from table(
         heads,
