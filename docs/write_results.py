@@ -32,6 +32,9 @@ def main() -> None:
             setting["reasonings"]["samples"] = []
     name = str(document["name"])
     document["command"] = document["command"].partition(" -o ")[0]
+    for setting in document["settings"]:
+        for failed in setting["failed"]:
+            failed["why"] = failed["why"].replace(f"{given.study.resolve()}/", "")
     store.write_text(RESULTS / f"{name}.json", json.dumps(rounded(document), ensure_ascii=False) + "\n")
     store.write_text(RESULTS / f"{name}.md", "\n".join(page(document, given.note)) + "\n")
     print(f"docs/results/{name}.md and .json are written")
@@ -54,6 +57,8 @@ def page(document: Mapping[str, Any], note: str) -> Iterator[str]:
     yield f"# {document['name']}"
     yield f"\n`{document['command']}`. {note}"
     yield f"\n**{told.verdict}** {told.sentence}\n"
+    for one in document["settings"]:
+        yield from (f"- Failed: {one['name']}, seed {run['seed']}: {run['why']}" for run in one["failed"])
     yield from (f"- {aside}" for aside in told.asides)
     names = study_story.setting_names(document)
     settings = {one["id"]: one for one in document["settings"]}

@@ -509,7 +509,9 @@ def _tally(rows: Sequence[Finding], about: str) -> list[str]:
     if rest:
         hints = sum(one.case == "hint" for one in rows)
         inner = f", of which {_hints(hints)}" if hints else ""
-        widest = max((one.mde for one in rows if one.case == "none" and one.mde is not None), default=None)
+        # Of two seeds hardly anything can be said, and no share differs by more than all of it.
+        seen = [one.mde for one in rows if one.case == "none" and one.mde is not None]
+        widest = max((mde for mde in seen if mde < 1 or not in_points(rows[0].metric)), default=None)
         unit = amount_of(rows[0].metric, widest or 0.0).partition(" of ")[0]
         bound = f" (less than about {unit} could not be seen)" if widest else ""
         said.append(f"no clear difference in {_of(rest, len(rows))}{inner}{bound}")
