@@ -42,6 +42,7 @@ def text_of(headline: story.Headline) -> str:
 def test_headline_says_that_reasoning_helped_with_interval_p_and_n() -> None:
     found = told(bare(BOTH, REASON, [(REASON, LABEL, "accuracy", 0.063, 0.012, 0.114, 0.004, 0.012)]))
     assert (found.case, found.verdict) == ("helped", "Saying why helped.")
+    assert found.asides[-1].startswith("Each arm was trained once: the interval and p speak of other rows")
     assert found.sentence.replace("\u00a0", " ") == (
         "reason_then_label (mode reason) beats label_only by 6.3 points of accuracy on the test split "
         "(95% interval 1.2 to 11.4 points, McNemar p = 0.004, n = 300)."
@@ -70,6 +71,7 @@ def test_headline_says_that_label_only_wins() -> None:
 def test_headline_says_that_no_difference_was_found() -> None:
     found = told(bare(BOTH, LABEL, [(REASON, LABEL, "accuracy", 0.01, -0.03, 0.05, 0.71, 0.71)]))
     assert (found.case, found.verdict) == ("none", "No difference was found.")
+    assert "trained once" not in text_of(found)
     assert "beats" not in found.sentence
     assert "95% interval −3.0 to 5.0 points" in found.sentence
     assert "does not show that the two are equal" in found.sentence

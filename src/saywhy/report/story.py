@@ -12,6 +12,10 @@ SIGNIFICANT = 0.05
 FEW_ROWS = 20  # a class with fewer test rows is named in the small print
 NBSP = "\u00a0"  # keeps "n = 300" on one line
 UNMEASURED = "Whether saying why helped was not measured."
+ONE_TRAINING = (
+    "Each arm was trained once: the interval and p speak of other rows, not of training again with another seed, for "
+    "which there is `saywhy study`."
+)
 FLOOR_NAMES = {
     "majority": "the majority floor",
     "linear": "the linear floor",
@@ -141,6 +145,8 @@ def headline(metrics: Mapping[str, Any], known: Sequence[System]) -> Headline:
         verdicts["helped"] = "The control helped."
     asides = [*said, *_other_metric(metrics, reasoned, base, row, case, metric)]
     asides += _other_choice(case, reasoned, base) + _beside_floors(metrics, known, winner)
+    if case in ("helped", "hurt"):
+        asides.append(ONE_TRAINING)
     sentence = _pair_sentence(metrics, reasoned, base, row, case)
     return Headline(case, verdicts[case], sentence, tuple(asides), (reasoned, base))
 
