@@ -78,21 +78,25 @@ class _Gathering:
 def plan(cells: Sequence[Cell], folder: Path) -> Plan:
     """Put cells that are the same but for their seed into one setting, and give each run a folder below `folder`."""
     found: dict[str, _Gathering] = {}
-    order: list[str] = []
     parts: dict[str, dict[str, dict[str, Any]]] = {}
     varied = {name: _varied(name, [cell.values for cell in cells if cell.part == name]) for name in _parts_of(cells)}
     for cell in cells:
-        alike = dump(cell.config.model_copy(update={"seed": 0}))
+        alike = but_for_seed(cell.config)
         values = {key: value for key, value in cell.values.items() if key in varied[cell.part]}
         if alike not in found:
             found[alike] = _Gathering(cell.part, values)
-            order.append(alike)
         found[alike].runs.setdefault(cell.config.seed, cell.config)
         parts.setdefault(cell.part, {}).setdefault(alike, values)
     settings: list[Setting] = []
     for one in found.values():
         settings.append(_setting(one, folder, {other.name for other in settings}))
+    order = list(found)
     return Plan(tuple(settings), tuple(_part(name, of_part, order) for name, of_part in parts.items()))
+
+
+def but_for_seed(config: Config) -> str:
+    """Write a config so that it equals that of every run of the same setting, whatever their seeds."""
+    return dump(config.model_copy(update={"seed": 0}))
 
 
 def lines(planned: Plan) -> list[str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from saywhy import store
-from saywhy.config import Config, dump, load
+from saywhy.config import Config, load
 from saywhy.records import RequestError
 from saywhy.report.study import render_study, study_predictions
-from saywhy.study.cells import CellRun, Part, Plan, Setting
+from saywhy.study.cells import CellRun, Part, Plan, Setting, but_for_seed
 from saywhy.study.gather import Finished, finished, gather
 
 PART = "runs"
@@ -26,10 +26,10 @@ def compare(folders: Sequence[Path], output: Path, command: str) -> dict[str, An
         raise RequestError("compare: a folder is named twice; name each run once")
     runs = [_read(folder) for folder in folders]
     _refuse_other_tasks(runs)
-    groups: dict[str, list[Finished]] = {}
-    for folder, run in zip(folders, runs, strict=True):
-        told = _config(folder)
-        groups.setdefault(dump(told.model_copy(update={"seed": 0})), []).append(run)
+    groups: dict[str, list[tuple[Finished, Config]]] = {}
+    for run in runs:
+        told = load(run.folder / "config.yaml")
+        groups.setdefault(but_for_seed(told), []).append((run, told))
     settings = tuple(_setting(some) for some in groups.values())
     part = Part(PART, ("run",), tuple(range(len(settings))), tuple(one.values for one in settings))
     document = gather(Plan(settings, (part,)), output.parent, "compare", runs[0].task.name, command)
@@ -43,10 +43,6 @@ def _read(folder: Path) -> Finished:
     return finished(folder)
 
 
-def _config(folder: Path) -> Config:
-    return load(folder / "config.yaml")
-
-
 def _refuse_other_tasks(runs: Sequence[Finished]) -> None:
     first = runs[0]
     for run in runs[1:]:
@@ -57,12 +53,12 @@ def _refuse_other_tasks(runs: Sequence[Finished]) -> None:
             )
 
 
-def _setting(runs: Sequence[Finished]) -> Setting:
+def _setting(some: Sequence[tuple[Finished, Config]]) -> Setting:
+    runs = [run for run, _ in some]
     name = " + ".join(run.folder.name for run in runs)
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds):
         raise RequestError(
             f"{runs[0].folder}: {runs[1].folder} has the same settings and the same seed; name one of them"
         )
-    config = _config(runs[0].folder)
-    return Setting(name, {"run": name}, tuple(CellRun(run.seed, config, run.folder) for run in runs))
+    return Setting(name, {"run": name}, tuple(CellRun(run.seed, config, run.folder) for run, config in some))
