@@ -432,7 +432,7 @@ def test_a_way_that_is_hopeless_when_it_warms_up_is_not_timed_again(
 
     def seconds(_model: Any, _branches: Any, way: ways.Way) -> float:
         asked.append(str(way))
-        return 4.5 if slow in str(way) else 1.0
+        return 1.6 if slow in str(way) else 1.0
 
     monkeypatch.setattr(ways, "_seconds", seconds)
     trained, _ = run(tmp_path, settings(precision="auto", layout="auto"))

@@ -30,6 +30,7 @@ from transformers import (
 from saywhy.lm import bind
 from saywhy.lm.encode import make_encoder, render
 from saywhy.lm.forward import read_paths
+from saywhy.lm.last import spare_last
 from saywhy.lm.products import quick_products
 from saywhy.predict import Classifier, TextClassifier
 from saywhy.prompts import task_instruction
@@ -121,9 +122,11 @@ def model(name: str, dtype: torch.dtype = torch.float32, attention: str | None =
     chosen = {} if attention is None else {"attn_implementation": attention}
     made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **chosen).to(dtype)
     made.config.use_cache = False
+    made.eval()
     read_paths(made)
+    spare_last(made)
     quick_products(made)
-    return made.eval()
+    return made
 
 
 def byte_level(

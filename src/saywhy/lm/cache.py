@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from saywhy.lm.forward import as_attention, by_layer, reads_trunk
+from saywhy.lm.last import states_at
 from saywhy.trees import Ints, common
 
 # Places that a cache is given beyond those it needs, so that most written tokens find one.
@@ -221,7 +222,8 @@ class Reading:
         row = np.broadcast_to(self.valid[:, None, :], (*ids.shape, self.valid.shape[1]))
         seen = np.concatenate([row, chain], 2)
         key = np.concatenate([self.depth, self.looked], 1)
-        return self._pass(slice(0, len(ids)), key.shape[1] - ids.shape[1], ids, depth, key, seen)
+        found = self._pass(slice(0, len(ids)), key.shape[1] - ids.shape[1], ids, depth, key, seen, ends=False)
+        return found.unflatten(0, ids.shape)
 
     def part(self, rows: Sequence[int]) -> Reading:
         """Give these rows, in this order and any of them more than once, as a reading of their own."""
@@ -269,17 +271,18 @@ class Reading:
         hidden = []
         for rows in _passes(count, tokens_per_pass(self.model)):
             new = slice(width - count[rows].max(), width)
-            found = self._pass(
-                rows, before.shape[2], ids[rows, new], depth[rows, new], self.depth[rows], seen[rows, new]
-            )
-            hidden.append(found[:, -1])
+            asked = (ids[rows, new], depth[rows, new], self.depth[rows], seen[rows, new])
+            hidden.append(self._pass(rows, before.shape[2], *asked, ends=True))
         return torch.cat(hidden)
 
     @torch.inference_mode()
-    def _pass(self, rows: slice, begin: int, ids: Ints, query: Ints, key: Ints, seen: NDArray[np.bool_]) -> Tensor:
+    def _pass(
+        self, rows: slice, begin: int, ids: Ints, query: Ints, key: Ints, seen: NDArray[np.bool_], ends: bool
+    ) -> Tensor:
         """Run the decoder over `ids` (b, q) of some rows, at depths `query`, into places from `begin` on.
 
-        `seen` (b, q, k) tells which keys, of depths `key` (b, k), each token reads.
+        `seen` (b, q, k) tells which keys, of depths `key` (b, k), each token reads. Gives the states (b, d) of the
+        last tokens where those `ends` are all that is read, (b * q, d) of all tokens otherwise.
         """
         device = self.model.device
         # What stands before the first key that one of these rows reads is their padding.
@@ -291,16 +294,16 @@ class Reading:
             near = seen if window is None else seen & (query[:, :, None] - key[:, None, :] < window)
             return as_attention(self.model, torch.from_numpy(near[:, None]).to(device))
 
-        output = self.model.get_decoder()(
-            input_ids=torch.from_numpy(ids).to(device),
-            position_ids=torch.from_numpy(query).to(device),
-            attention_mask=by_layer(self.model, inside),
-            cache=_Passing(self.layers, span),
-            use_cache=True,
+        asked = {
+            "input_ids": torch.from_numpy(ids).to(device),
+            "position_ids": torch.from_numpy(query).to(device),
+            "attention_mask": by_layer(self.model, inside),
+            "cache": _Passing(self.layers, span),
+            "use_cache": True,
             **({"trunk": self.trunk, "runs": self._runs(seen)} if self.trunk else {}),
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        }
+        last = torch.arange(1, len(ids) + 1, device=device) * ids.shape[1] - 1
+        return states_at(self.model, asked, last if ends else None)
 
     def _runs(self, seen: NDArray[np.bool_]) -> list[tuple[slice, int]]:
         """Cut rows into runs whose attention is computed together, with the first key that any of a run reads."""

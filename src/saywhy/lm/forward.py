@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from saywhy.lm.last import states_at
 from saywhy.lm.trunk import Parts, TwoParts, parts_of, trunk_size
 from saywhy.trees import Pack, allowed, padded, within_window
 
@@ -36,9 +37,8 @@ def log_probs(model: Any, pack: Pack) -> Tensor:
     memory does not grow with vocabulary times prompt length.
     """
     device = model.device
-    hidden = decode(model, pack)
     sources, index = torch.unique(torch.from_numpy(pack.source).to(device), return_inverse=True)
-    read = hidden.reshape(-1, hidden.shape[-1])[sources]
+    read = decode(model, pack, sources)
     target = torch.from_numpy(pack.target).to(device)
     rows = max(1, SLICE_NUMBERS // model.config.get_text_config().vocab_size)
     pieces = []
@@ -79,26 +79,25 @@ class _LogProbs(torch.autograd.Function):
         return found.index_put_((index, target), gradient, accumulate=True), None, None
 
 
-def decode(model: Any, pack: Pack) -> Tensor:
-    """Run the model's decoder over a pack: (b, n, d), without its head."""
-    ids = torch.from_numpy(pack.ids).to(model.device)
+def decode(model: Any, pack: Pack, places: Tensor) -> Tensor:
+    """Run the model's decoder over a pack, without its head: the states (k, d) of `places` (k,), counted through it."""
+    if pack.subtree_end is not None and attention_of(model) == FLEX:
+        pack = padded(pack, flex_length(pack.ids.shape[1]))
+    return states_at(model, _asked(model, pack), places)
+
+
+def _asked(model: Any, pack: Pack) -> dict[str, Any]:
+    """Say what the decoder is called with."""
+    asked = {"input_ids": torch.from_numpy(pack.ids).to(model.device), "use_cache": False}
     if pack.subtree_end is None:
-        return model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        return asked
     depth = torch.from_numpy(pack.depth).to(model.device)
+    asked |= {"position_ids": depth}
     if in_parts(model, pack):
-        seen = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=model.device)
-        parts = parts_of(pack, model.device)
-        output = model.get_decoder()(
-            input_ids=ids, position_ids=depth, attention_mask=seen, use_cache=False, parts=parts
-        )
-        return output.last_hidden_state
+        return {**asked, "attention_mask": _everything(model), "parts": parts_of(pack, model.device)}
     if by_path(model, pack):
-        return _decode_by_path(model, pack, ids, depth)
-    if attention_of(model) == FLEX and pack.ids.shape[1] < (length := flex_length(pack.ids.shape[1])):
-        return decode(model, padded(pack, length))[:, : pack.ids.shape[1]]
-    mask = tree_mask(model, torch.from_numpy(pack.subtree_end).to(model.device), depth[0])
-    output = model.get_decoder()(input_ids=ids, position_ids=depth, attention_mask=mask, use_cache=False)
-    return output.last_hidden_state
+        return {**asked, **_along_paths(model, pack)}
+    return {**asked, "attention_mask": tree_mask(model, torch.from_numpy(pack.subtree_end).to(model.device), depth[0])}
 
 
 def flex_length(size: int) -> int:
@@ -155,21 +154,21 @@ def by_path(model: Any, pack: Pack) -> bool:
     return rows * width * width < pack.ids.size**2 / 2 and rows * width < MOST_REPEATED * pack.ids.size
 
 
-def _decode_by_path(model: Any, pack: Pack, ids: Tensor, depth: Tensor) -> Tensor:
+def _everything(model: Any) -> Tensor:
+    """Any mask of four dimensions is handed on as it is; one number says that plain causal attention holds."""
+    return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=model.device)
+
+
+def _along_paths(model: Any, pack: Pack) -> dict[str, Any]:
     paths, home = (torch.from_numpy(part).to(model.device) for part in (pack.paths, pack.home))
     place = torch.arange(paths.shape[1], device=paths.device)
 
     def band(window: int | None) -> Tensor:
-        # Any mask of four dimensions is handed on as it is; one number says that plain causal attention holds.
         if window is None or window >= len(place):
-            return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=paths.device)
+            return _everything(model)
         return (allowed(torch.full_like(place, len(place)), place) & within_window(place, window))[None, None]
 
-    mask = by_layer(model, band)
-    output = model.get_decoder()(
-        input_ids=ids, position_ids=depth, attention_mask=mask, use_cache=False, paths=paths, home=home
-    )
-    return output.last_hidden_state
+    return {"attention_mask": by_layer(model, band), "paths": paths, "home": home}
 
 
 def attend_by_path(

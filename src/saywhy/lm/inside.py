@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from saywhy.lm import LM
 from saywhy.lm.cache import batches, tokens_per_pass
 from saywhy.lm.forward import SLICE_NUMBERS, head
+from saywhy.lm.last import layers_of
 from saywhy.records import RequestError
 from saywhy.trees import Floats, Ints
 
@@ -113,12 +114,10 @@ def _listening(layers: nn.ModuleList, note: Any) -> Iterator[None]:
 
 
 def _layers(model: Any) -> nn.ModuleList:
-    """Find the layers: the list among the decoder's parts that has as many entries as the config says."""
-    count = model.config.get_text_config().num_hidden_layers
-    lists = [part for part in model.get_decoder().children() if isinstance(part, nn.ModuleList) and len(part) == count]
-    if not lists:
+    layers = layers_of(model)
+    if layers is None:
         raise RequestError(f"evaluate.probes: inside: {_name(model)} does not list its layers; leave inside out")
-    return lists[0]
+    return layers
 
 
 def _final_norm(model: Any, layers: nn.ModuleList) -> nn.Module:

@@ -20,6 +20,7 @@ from transformers import (
 
 from saywhy.config import Scratch
 from saywhy.lm.forward import PATHS, read_paths
+from saywhy.lm.last import spare_last
 from saywhy.lm.products import quick_products
 from saywhy.records import LABEL_CUE, REASONING_CUE, RequestError
 from saywhy.store import sha256_folder
@@ -80,9 +81,11 @@ def random_of(config: Any, layers: int, device: str) -> Any:
 def _prepared(model: Any) -> Any:
     """Make a model ready to be trained and asked, in evaluation mode."""
     model.config.use_cache = False
+    model.eval()
     read_paths(model)
+    spare_last(model)
     quick_products(model)
-    return model.eval()
+    return model
 
 
 def skeleton_of(base: str | Path, trust_remote_code: bool = False) -> Any:

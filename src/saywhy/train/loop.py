@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from saywhy.config import Train
 from saywhy.lm.forward import attending
+from saywhy.machine import keeping_freed
 from saywhy.progress import say, track
 from saywhy.records import RequestError
 from saywhy.train import checkpoints, failures, memory, optimizers, ranks, shards
@@ -36,6 +37,7 @@ def nowhere(step: int, figures: Mapping[str, float]) -> None:
     """Log nothing."""
 
 
+@keeping_freed()
 def finetune(
     model: Any,
     examples: Sequence[Example],

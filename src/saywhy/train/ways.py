@@ -26,8 +26,9 @@ from saywhy.trees import Branch, pack_alone, pack_rows, pack_trees
 LAYOUTS: dict[str, Lay] = {"tree": pack_trees, "rows": pack_rows, "alone": pack_alone}
 TIMED_STEPS = 2
 # A layout that computes so many times the tokens of another is not timed, nor is a way timed twice that took so many
-# times as long as another when both warmed up.
-HOPELESS = 4
+# times as long as another when both warmed up: the first of them pays for memory that nobody had taken before.
+MOST_TOKENS = 4
+MOST_TIME = 1.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def fastest(model: Any, branches: Sequence[Branch], settings: Train, pack_tokens
     """Find the fastest way to train on some branches, among those that the settings leave open."""
     layouts, precisions = _layouts(model, settings), _precisions(settings)
     places = {name: sum(pack.ids.size for pack in LAYOUTS[name](branches, pack_tokens)) for name in layouts}
-    few = [name for name in layouts if places[name] <= HOPELESS * min(places.values())]
+    few = [name for name in layouts if places[name] <= MOST_TOKENS * min(places.values())]
     way = Way(few[0], attention_of(model), precisions[0], pack_tokens)
     way = _fastest(model, branches, [replace(way, layout=name) for name in few])
     way = _fastest(model, branches, [replace(way, precision=precision) for precision in precisions])
@@ -121,7 +122,7 @@ def _fastest(model: Any, branches: Sequence[Branch], ways: Sequence[Way]) -> Way
         return ways[0]
     took = {way: _seconds(model, branches, way) for way in ways}
     # The first round only warms up; the ways take turns, so that a slow moment hits them all.
-    left = [way for way in ways if took[way] <= HOPELESS * min(took.values())]
+    left = [way for way in ways if took[way] <= MOST_TIME * min(took.values())]
     if len(left) > 1:
         rounds = [{way: _seconds(model, branches, way) for way in left} for _ in range(TIMED_STEPS)]
         took |= {way: min(one[way] for one in rounds) for way in left}
