@@ -92,7 +92,7 @@ def answer(text: str, mode: str) -> Prediction:
 def served(engine: Any, limits: Limits = DEFAULTS, key: str | None = None) -> Iterator[str]:
     """Run the real server of an engine in a thread and give its address."""
     with bind("127.0.0.1", 0) as bound:
-        server = make_server(engine, "127.0.0.1", key, limits, False)
+        server = make_server(engine, key, limits, False)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         until = time.monotonic() + 30

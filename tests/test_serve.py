@@ -23,7 +23,7 @@ from saywhy.records import RequestError
 from saywhy.serve import app as room
 from saywhy.serve.app import make_app
 from saywhy.serve.guard import LOCAL
-from saywhy.serve.run import bind, read_key, write_log
+from saywhy.serve.run import bind, make_server, read_key, write_log
 from saywhy.serve.shapes import Limits
 from serving import ABOUT, Fake, answer, served
 
@@ -450,6 +450,12 @@ def test_a_local_server_answers_to_local_names_alone(engine: Fake) -> None:
         assert client.get("/health", headers={"host": host}).status_code == 200
     for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", ""):
         assert client.get("/health", headers={"host": host}).json()["error"]["param"] == "host"
+
+
+@pytest.mark.parametrize(("key", "status"), [(None, 400), (KEY, 200)])
+def test_behind_a_proxy_with_a_name_of_its_own_it_needs_a_key(engine: Fake, key: str | None, status: int) -> None:
+    app = make_server(engine, key, Limits(), False).config.app
+    assert TestClient(app, base_url="http://classify.example.org").get("/ready").status_code == status
 
 
 @pytest.mark.parametrize("log_texts", [False, True])

@@ -118,7 +118,8 @@ class Guard:
         headers = dict(scope["headers"])
         if self.hosts is not None and _host(headers.get(b"host", b"")) not in self.hosts:
             # Else a page of somebody else's whose name leads here could ask in its visitor's name.
-            return Refusal(400, "this server answers to localhost only; --host opens it", WRONG, "host")
+            why = "without a key this server answers to localhost only; --api-key-env gives it one"
+            return Refusal(400, why, WRONG, "host")
         if self.key is None or scope["path"] in self.free:
             return None
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")

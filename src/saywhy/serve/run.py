@@ -77,10 +77,10 @@ def write_log() -> None:
     threading.excepthook = ended
 
 
-def make_server(engine: Engine, host: str, key: str | None, limits: Limits, log_texts: bool) -> uvicorn.Server:
-    """Make the server of an engine; bound to this machine alone it answers to this machine's names alone."""
+def make_server(engine: Engine, key: str | None, limits: Limits, log_texts: bool) -> uvicorn.Server:
+    """Make the server of an engine; without a key, and so on this machine, it answers to this machine's names alone."""
     settings = uvicorn.Config(
-        make_app(engine, limits, key, LOCAL if host in LOOPBACK else None, log_texts),
+        make_app(engine, limits, key, LOCAL if key is None else None, log_texts),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -114,7 +114,7 @@ def serve(
         say(f"{engine.about.name} is at http://{shown}:{number} in mode {engine.about.recommended}; Ctrl-C stops it")
         write_log()
         try:
-            make_server(engine, host, key, limits, log_texts).run(sockets=[bound])
+            make_server(engine, key, limits, log_texts).run(sockets=[bound])
         except KeyboardInterrupt:
             # uvicorn has stopped in good order, and raises the signal again for whoever did not see it.
             logging.getLogger("saywhy.serve").info("stopped")
