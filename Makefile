@@ -8,12 +8,15 @@
 #   make clean     remove what the targets made, .venv included; runs/ stays
 #
 # Another Python: make PYTHON=python3.12 demo. Another folder for a run: make DEMO_ARGS="-o runs/mine" demo.
+# More cores: make TEST_WORKERS=8 test.
 
 PYTHON = python3
 VENV = .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
 DEMO_ARGS =
 TEST_ARGS =
+# Tests run side by side, each in one thread.
+TEST_WORKERS = 2
 
 all: test
 
@@ -21,7 +24,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/saywhy demo $(DEMO_ARGS)
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -m "not soak" $(TEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not soak" $(TEST_ARGS)
 
 test-page: $(VENV)/installed-browser
 	$(VENV)/bin/python -m pytest tests/test_page.py tests/test_report_page.py tests/test_study_page.py -rs $(TEST_ARGS)

@@ -152,7 +152,6 @@ def trained(given: Workload) -> Path:
         "optimizer": "muon",
         "learning_rate": 5e-3,
         "weight_decay": 0.2,
-        "precision": "bf16",
         "layout": "tree",
     }
     settings = Train.model_validate(told)
@@ -262,15 +261,21 @@ def generate_batch(
     return call
 
 
-def matmul_rate(size: str = "42m", seconds: float = 1.0) -> float:
-    """Measure the best bf16 rate of the model's own matrix shapes in this process, in FLOPs a second."""
+def quicker_precision(size: str = "42m") -> str:
+    """Name the precision in which this machine multiplies faster: a CPU may have bf16 and be slow at it."""
+    return max(("float32", "bf16"), key=lambda name: matmul_rate(size, name))
+
+
+def matmul_rate(size: str = "42m", precision: str = "bf16", seconds: float = 1.0) -> float:
+    """Measure the best rate of the model's own matrix shapes in this process, in FLOPs a second."""
     width, inner = SHAPES[size].width, SHAPES[size].inner
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
     best = 0.0
     for rows in (256, 1024, 4096):
         for a, b in ((width, inner), (inner, width), (width, width)):
-            left = torch.randn(rows, a, dtype=torch.bfloat16, device=device)
-            right = torch.randn(a, b, dtype=torch.bfloat16, device=device)
+            left = torch.randn(rows, a, dtype=kind, device=device)
+            right = torch.randn(a, b, dtype=kind, device=device)
             left @ right
             finish()
             count, began = 0, time.perf_counter()

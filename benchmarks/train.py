@@ -2,16 +2,17 @@
 
     SAYWHY_DATA=… SAYWHY_MODELS=… python benchmarks/train.py [--quick] [--only WORKLOAD] [--size 1m|42m|150m|1b]
 
-Both sides train every weight with AdamW in float32 on float32 master weights, products in bf16 where that is faster.
+Both sides train every weight with AdamW in float32 on float32 master weights, products in bf16 where this machine is
+faster at them than in float32; neither keeps a checkpoint while the clock runs.
 TRL is given what saywhy trains on, as tokens with -100 where nothing is trained, and runs as it is by default, with
 rows of like length together, and packed; of all its settings the fastest counts. Every step takes the same few rows
 again, so that both sides have the same rows a step however TRL packs them; each turn of a full run takes other rows.
 `agree` is true where the losses of the first step, here the plain token mean on both sides, are the same to 1%.
-`matmul_share` is the products that a token tree needs, 6 FLOPs a weight and token, over the best bf16 rate of the
-model's own matrix shapes in the same process. With --processor all times are the processor's, which other work on the
-machine moves less; set OMP_NUM_THREADS=1. The last line is one JSON object. Without --quick the results are written to
-benchmarks/results/train.json. On a GPU `--size 1b` is the shape of Llama-3.2-1B, `matmul_share` is the model FLOPs
-utilisation against the GPU's own products, and memory is the GPU's.
+`matmul_share` is the products that a token tree needs, 6 FLOPs a weight and token, over the best rate of the model's
+own matrix shapes in the same process, in whichever precision is faster. With --processor all times are the
+processor's, which other work on the machine moves less; set OMP_NUM_THREADS=1. The last line is one JSON object.
+Without --quick the results are written to benchmarks/results/train.json. On a GPU `--size 1b` is the shape of
+Llama-3.2-1B, `matmul_share` is the model FLOPs utilisation against the GPU's own products, and memory is the GPU's.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -51,7 +52,7 @@ PEERS = [
 # What won the last full run, for a quick one.
 BEST = {"banking77-label": ("packing", 1024)}
 OTHERWISE = ("packing", 1024)
-# Steps before the clock, and on it. saywhy's first step also keeps a checkpoint, so one more of them warms up.
+# Steps before the clock, and on it.
 WARM = 1
 TIMED = 2
 RATE = 1e-4
@@ -163,20 +164,18 @@ def _saywhy(
     """Train by the loop that every run takes, and look at the clock after each step."""
     stamps: list[float] = []
 
-    def stamp() -> float:
-        # Worse every time, so that only the first step is kept.
+    def stamp(_step: int, _figures: Mapping[str, float]) -> None:
         bench.finish()
         stamps.append(clock())
-        return -float(len(stamps))
 
-    steps = 1 + WARM + TIMED
+    steps = WARM + TIMED
     told = {"steps": steps, "rows_per_step": len(examples), "learning_rate": RATE, "schedule": "constant"}
-    settings = Train.model_validate({**told, "warmup": 0.0, "evaluations": steps, "label_weight": "tokens"})
+    settings = Train.model_validate({**told, "warmup": 0.0, "label_weight": "tokens"})
     model = model_of(bench.base(model_size))
     with TemporaryDirectory() as folder:
-        trained = finetune(model, examples, settings, 0, Path(folder), "saywhy", stamp)
+        trained = finetune(model, examples, settings, 0, Path(folder), "saywhy", log=stamp)
     peak = bench.peak_memory()
-    seconds = np.diff(stamps[WARM:]).tolist()
+    seconds = np.diff(stamps[WARM - 1 :]).tolist()
     packs = pack_trees([branch for row in examples for branch in row.branches], settings.pack_tokens)
     body, head = bench.parameters(model_size)
     sources = sum(len(np.unique(pack.source)) for pack in packs)
@@ -187,7 +186,7 @@ def _saywhy(
         "passes": len(packs),
         "way": f"{trained.layout} {trained.precision}",
         "flops": 6.0 * (packs_tokens(packs) * body + sources * head),
-        "matmul_rate": bench.matmul_rate(model_size),
+        "matmul_rate": max(bench.matmul_rate(model_size, precision) for precision in ("bf16", "float32")),
     }
 
 
@@ -229,7 +228,7 @@ def _trl(
             gradient_accumulation_steps=1,
             learning_rate=RATE,
             lr_scheduler_type="constant",
-            bf16=True,
+            bf16=bench.quicker_precision(model_size) == "bf16",
             use_cpu=not torch.cuda.is_available(),
             gradient_checkpointing=False,
             packing=packed,
