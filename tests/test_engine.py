@@ -34,9 +34,24 @@ def asked() -> TextClassifier:
 
 @pytest.fixture
 def made(asked: TextClassifier) -> Iterator[Engine]:
-    one = Engine(asked, about(asked), max_queue=20)
+    one = Engine(lambda: (asked, about(asked)), max_queue=20)
     yield one
     one.close()
+
+
+def test_the_thread_that_asks_a_model_has_loaded_it(asked: TextClassifier) -> None:
+    threads: list[threading.Thread] = []
+
+    def load() -> Any:
+        threads.append(threading.current_thread())
+        return asked, about(asked)
+
+    made = Engine(load)
+    listener = Listener(then=lambda _: threads.append(threading.current_thread()))
+    made.submit(["7"], "label", listener)
+    listener.wait()
+    made.close()
+    assert len(threads) == 2 and threads[0] is threads[1] is not threading.current_thread()
 
 
 class Listener:
@@ -108,7 +123,7 @@ def test_modes_may_be_asked_at_the_same_time(asked: TextClassifier, made: Engine
 @pytest.mark.parametrize(("arm", "mode"), [("both", "reason"), ("both", "ensemble"), ("label_then_reason", "explain")])
 def test_pieces_are_the_reasoning_as_it_is_written(arm: str, mode: str) -> None:
     door = tiny.door(TASK, arm, limit=12)
-    made = Engine(door, about(door))
+    made = Engine(lambda: (door, about(door)))
     listener = ask(made, TEXTS, mode, pieces=True)
     found = listener.wait()
     made.close()
@@ -172,7 +187,7 @@ def test_reasonings_get_on_however_many_labels_are_wanted(made: Engine) -> None:
 
 def test_a_request_that_nobody_waits_for_ends_between_two_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     door = tiny.door(TASK, limit=400, room=20)
-    made = Engine(door, about(door))
+    made = Engine(lambda: (door, about(door)))
     steps = 0
     step = Reading.step
 
@@ -214,7 +229,7 @@ def test_what_is_not_begun_is_left_out_where_nobody_waits(made: Engine, monkeypa
 
 
 def test_texts_of_like_length_are_asked_together(asked: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Engine(replace(asked, max_tokens_in_flight=100), about(asked))
+    made = Engine(lambda: (replace(asked, max_tokens_in_flight=100), about(asked)))
     batches: list[list[str]] = []
     rows = TextClassifier.rows
 
@@ -245,7 +260,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(made: Engine) -> None:
 
 
 def test_closing_finishes_what_was_taken_and_takes_no_more(asked: TextClassifier) -> None:
-    made = Engine(asked, about(asked))
+    made = Engine(lambda: (asked, about(asked)))
     listeners = [ask(made, TEXTS, mode) for mode in ("label", "reason", "vote")]
     made.close()
     assert [len(one.wait()) for one in listeners] == [6, 6, 6]
@@ -256,7 +271,7 @@ def test_closing_finishes_what_was_taken_and_takes_no_more(asked: TextClassifier
 
 
 def test_an_idle_engine_closes_at_once_and_is_ready_before(asked: TextClassifier) -> None:
-    made = Engine(asked, about(asked))
+    made = Engine(lambda: (asked, about(asked)))
     ask(made, ["7"], "label").wait()
     assert made.ready()
     made.close()
@@ -283,7 +298,7 @@ def test_a_batch_that_fails_is_told_so_and_the_next_is_answered(
 def test_where_the_engine_itself_breaks_nobody_is_left_waiting(
     asked: TextClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Engine(asked, about(asked))
+    made = Engine(lambda: (asked, about(asked)))
     held = hold(made)
 
     def broken(*_: Any, **__: Any) -> list[Prediction]:

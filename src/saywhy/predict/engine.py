@@ -7,7 +7,7 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,25 +66,33 @@ class _Job:
 
 
 class Engine:
-    """A loaded classifier behind a queue (contract: `saywhy.serve.Engine`), answered by one thread.
+    """A classifier behind a queue (contract: `saywhy.serve.Engine`), loaded and asked by one thread.
 
+    Of two threads that compute, each has helpers of its own, and OpenMP lets them sleep where there are more of them
+    than cores: a model that another thread loaded took twice as long for one text (LOG.md, 2026-11-30).
     What waits is asked in batches of about the tokens that one pass reads: the oldest text of a mode, and those nearest
     to it in length. The thread waits `window` seconds for more where it was idle. A batch that writes reasonings gives
     way between two tokens: texts that want the label alone are then asked first. At most `max_queue` texts wait.
     """
 
-    def __init__(self, classifier: TextClassifier, about: About, max_queue: int = 1024, window: float = 0.004) -> None:
-        self.about = about
-        self._ask, self._max_queue, self._window = classifier, max_queue, window
-        self._pass = min(tokens_per_pass(classifier.classifier.lm.model), classifier.max_tokens_in_flight)
+    def __init__(
+        self, load: Callable[[], tuple[TextClassifier, About]], max_queue: int = 1024, window: float = 0.004
+    ) -> None:
+        """Raises what `load` raises."""
+        self._max_queue, self._window = max_queue, window
         self._lock = threading.Condition()
         self._labels: list[_Job] = []
         self._reasoned: list[_Job] = []
         self._running: list[_Job] = []
         self._seconds_per_text = 0.0
         self._closing = self._began = False
-        self._thread = threading.Thread(target=self._work, name="saywhy-engine", daemon=True)
+        self._loaded = threading.Event()
+        self._problem: Exception | None = WorkError("the model could not be loaded; the log says why")
+        self._thread = threading.Thread(target=self._run, args=(load,), name="saywhy-engine", daemon=True)
         self._thread.start()
+        self._loaded.wait()
+        if self._problem is not None:
+            raise self._problem
 
     def submit(self, texts: Sequence[str], mode: str, tell: Tell, pieces: bool = False) -> Asked:
         """Take texts to be answered in one mode; see the contract.
@@ -124,6 +132,18 @@ class Engine:
             self._closing = True
             self._lock.notify()
         self._thread.join()
+
+    def _run(self, load: Callable[[], tuple[TextClassifier, About]]) -> None:
+        try:
+            self._ask, self.about = load()
+            self._pass = min(tokens_per_pass(self._ask.classifier.lm.model), self._ask.max_tokens_in_flight)
+            self._problem = None
+        except (*FAILURES, OSError, ImportError) as problem:
+            self._problem = problem
+        finally:
+            self._loaded.set()
+        if self._problem is None:
+            self._work()
 
     def _work(self) -> None:
         try:
@@ -253,9 +273,12 @@ def open_engine(folder: str | Path, mode: str | None = None, name: str | None = 
 
     Raises RequestError for what `open_classifier` refuses, and for a task whose rows bring their own choices.
     """
-    classifier = open_classifier(folder, mode)
-    if not classifier.classes_:
-        raise RequestError(
-            f"{folder}: each row of this task brings its own choices, which a server is not told; use saywhy predict"
-        )
-    return Engine(classifier, about(classifier, name), max_queue)
+
+    def load() -> tuple[TextClassifier, About]:
+        classifier = open_classifier(folder, mode)
+        if not classifier.classes_:
+            why = "each row of this task brings its own choices, which a server is not told; use saywhy predict"
+            raise RequestError(f"{folder}: {why}")
+        return classifier, about(classifier, name)
+
+    return Engine(load, max_queue)
