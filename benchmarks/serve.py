@@ -39,7 +39,7 @@ WORKLOADS = ("emotion-label", "emotion-reason", "emotion-decision")
 CLIENTS = (1, 8, 64, 256)
 TARGET = 64
 CHAT, BATCHED, DECISION = "chat", "chat --continuous-batching", "decision"
-BEST = {"emotion-label": BATCHED, "emotion-reason": BATCHED, "emotion-decision": DECISION}
+BEST = {"emotion-label": CHAT, "emotion-reason": BATCHED, "emotion-decision": DECISION}
 TEXTS = 400
 # Seconds and turns that a load lasts at the least, and the seconds after which it is cut where it stands: a peer may
 # not answer 256 clients once in that time.
@@ -63,11 +63,13 @@ def main() -> None:
         print(json.dumps(soak(given.soak)))
         return
     names = [given.only] if given.only else WORKLOADS[: 1 if given.quick else 3]
-    found = {name: measure(name, given.quick, given.peer or BEST[name]) for name in names}
-    if not given.quick:
-        file = bench.RESULTS / "serve.json"
-        known = store.read_json(file)["workloads"] if file.exists() else {}
-        store.write_json(file, {**bench.machine(), "workloads": {**known, **found}})
+    found = {}
+    for name in names:
+        found[name] = measure(name, given.quick, given.peer or BEST[name])
+        if not given.quick:
+            file = bench.RESULTS / "serve.json"
+            known = store.read_json(file)["workloads"] if file.exists() else {}
+            store.write_json(file, {**bench.machine(), "workloads": {**known, name: found[name]}})
     print(json.dumps({name: {key: value for key, value in one.items() if key != "all"} for name, one in found.items()}))
 
 
@@ -198,7 +200,7 @@ def peer(route: str, model: Path, texts: list[str], task: Task, longest: int) ->
     if route == DECISION:
         asked = {"label": {"type": "choice", "criteria": dict.fromkeys(task.labels)}}
         bodies = [json.dumps({"model": str(model), "state": text, "questions": asked}).encode() for text in texts]
-        return [*command, "--port"], "/v1/systemone", bodies, lambda answer: (answer["answers"]["label"]["value"], 0.0)
+        return [*command, "--port"], "/v1/systemone", bodies, lambda answer: (answer["answers"]["label"]["choice"], 0.0)
     more = {"model": str(model), "temperature": 0, "max_tokens": longest}
     bodies = [json.dumps({"messages": [{"role": "user", "content": text}], **more}).encode() for text in texts]
 
