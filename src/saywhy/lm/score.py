@@ -16,6 +16,8 @@ from saywhy.lm.forward import SLICE_NUMBERS, head, log_probs
 from saywhy.trees import Branch, Floats, Ints, pack_alone, pack_trees
 
 Bools = NDArray[np.bool_]
+# Of so few tokens a pass takes hardly longer than of one: they are read together, wanted or not.
+FEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def score(reading: Reading | Alone, tries: Sequence[Trie], prune: float) -> Scor
 
     A trie is read level by level, the likeliest nodes first. A node is left when its path is less likely than `prune`
     times the best complete answer: no answer is likelier than its beginning, so the best one is found whatever `prune`
-    is, and 0 leaves out nothing. The reading ends where it did, with what this spent added.
+    is, and 0 leaves out nothing. Where all rows' nodes are few they are read at once, and looked at in the same order.
+    The reading ends where it did, with what this spent added.
     """
     searches = [_Search(trie, prune) for trie in tries]
     for search, line in zip(searches, _log_probs(reading.model, reading.hidden, tries), strict=True):
@@ -90,7 +93,8 @@ def score(reading: Reading | Alone, tries: Sequence[Trie], prune: float) -> Scor
     # Which node of its trie each row read at each place behind its end, -1 where it read nothing.
     behind = [np.zeros(0, dtype=np.int64) for _ in tries]
     staying, width, parted = list(range(len(tries))), 0, reading
-    while wanted := {row: nodes for row in staying if len(nodes := searches[row].wanted())}:
+    few = isinstance(reading, Reading) and sum(int(search.unread.sum()) for search in searches) <= FEW_TOKENS
+    while wanted := {row: nodes for row in staying if len(nodes := searches[row].wanted(few))}:
         if len(wanted) < len(staying):
             parted = parted.part([at for at, row in enumerate(staying) if row in wanted])
             staying = list(wanted)
@@ -113,7 +117,7 @@ def score(reading: Reading | Alone, tries: Sequence[Trie], prune: float) -> Scor
         owners = [searches[row].trie for row, nodes in wanted.items() for _ in nodes]
         lines = iter(_log_probs(reading.model, read, owners))
         for row, nodes in wanted.items():
-            searches[row].note(nodes, np.stack([next(lines) for _ in nodes]))
+            (searches[row].take if few else searches[row].note)(nodes, np.stack([next(lines) for _ in nodes]))
     return Scores(tuple(search.answers() for search in searches), np.array([search.pruned() for search in searches]))
 
 
@@ -130,6 +134,12 @@ class _Search:
         self.complete = np.zeros(len(trie.token), dtype=bool)
         self.complete[np.concatenate(trie.ends)] = True
 
+    def take(self, nodes: Ints, log_probs: Floats) -> None:
+        """Note what follows those of some nodes that would have been read level by level."""
+        read = dict(zip(nodes.tolist(), log_probs, strict=True))
+        while len(looked := np.array([node for node in self.wanted().tolist() if node in read], dtype=np.int64)):
+            self.note(looked, np.stack([read[node] for node in looked.tolist()]))
+
     def note(self, nodes: Ints, log_probs: Floats) -> None:
         """Take down what follows some nodes: `log_probs` (k, tokens of the trie)."""
         for node, line in zip(nodes.tolist(), log_probs, strict=True):
@@ -137,14 +147,16 @@ class _Search:
             self.known[children] = self.known[node] + line[self.trie.column[children]]
         self.unread[nodes] = False
 
-    def wanted(self) -> Ints:
+    def wanted(self, few: bool = False) -> Ints:
         """Choose the nodes to read next, parents first; none where all that is left is too unlikely.
 
         Where nothing branches off what follows is read at once, though it might turn out too unlikely: a pass costs
-        more than a token.
+        more than a token. Where all are `few`, so are all.
         """
         best = self.known[self.complete | self.unread].max()
         nodes = np.flatnonzero(self.unread & (self.known > -np.inf) & (self.known >= best + self.least))
+        if few and len(nodes):
+            return np.flatnonzero(self.unread)
         wanted = [nodes]
         while len(nodes := self.trie.onward[nodes][self.trie.onward[nodes] > 0]):
             wanted.append(nodes)
