@@ -17,6 +17,7 @@ import pytest
 import toy
 from saywhy import classifier, evaluate, metrics, pipeline, predict, report, store
 from saywhy.lm.generate import Leaving
+from saywhy.pipeline import judging
 from saywhy.prompts import MODES
 from saywhy.records import Candidate, Prediction, RequestError, Row, Task, WorkError
 
@@ -269,7 +270,7 @@ def test_comparisons_are_between_the_systems_they_name(tmp_path: Path, monkeypat
             found.append(Prediction(label, shares, tokens=1.0))
         return found
 
-    monkeypatch.setattr(pipeline, "answer", fake)
+    monkeypatch.setattr(judging, "answer", fake)
     done = toy.run(toy.write_data(tmp_path / "data"), tmp_path / "run", **toy.quick(classifier__arms=toy.ARMS))
     rows = [row for row in done.metrics["comparisons"] if row["metric"] == "accuracy"]
     # Every pair once, and each against the linear floor.

@@ -13,7 +13,7 @@ from saywhy.data import fingerprint, read
 from saywhy.journal import Journal
 from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
-from saywhy.pipeline.evaluated import evaluated
+from saywhy.pipeline.judging import evaluated
 from saywhy.pipeline.lessons import Taught, lesson
 from saywhy.pipeline.measures import course, measured, measured_by
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, tracked, worked_lessons
