@@ -173,9 +173,9 @@ def test_a_prompt_is_read_once_for_all_its_reasonings_and_the_trunk_once_a_score
     read: list[int] = []
     one_pass = Reading._pass
 
-    def count(self: Reading, rows: Any, begin: int, ids: Any, *rest: Any) -> Any:
+    def count(self: Reading, rows: Any, begin: int, ids: Any, *rest: Any, ends: bool) -> Any:
         read.append(ids.size)
-        return one_pass(self, rows, begin, ids, *rest)
+        return one_pass(self, rows, begin, ids, *rest, ends=ends)
 
     monkeypatch.setattr(Reading, "_pass", count)
     monkeypatch.setattr(support, "likelihood", lambda _, paths, *__: np.zeros(len(paths)))
