@@ -51,12 +51,13 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()
-    stopped = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stopped.set())
     # Texts and answers are small; by default Ray sets a third of the memory aside.
     ray.init(include_dashboard=False, object_store_memory=2**28)
     serve.start(http_options={"host": given.host, "port": given.port})
+    stopped = threading.Event()
+    # Behind ray.init, whose own handler ends at once; what comes while replicas start is answered when they have.
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stopped.set())
     serve.run(build({"folder": given.folder, "replicas": given.replicas, "cpus": given.cpus}))
     print(f"{given.replicas} replicas are at http://{given.host}:{given.port}", flush=True)
     stopped.wait()
