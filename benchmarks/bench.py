@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -266,6 +266,11 @@ def quicker_precision(size: str = "42m") -> str:
     return max(("float32", "bf16"), key=lambda name: matmul_rate(size, name))
 
 
+def best_rate(size: str = "42m") -> float:
+    """Measure the rate of the precision in which this machine multiplies faster, in FLOPs a second."""
+    return max(matmul_rate(size, precision) for precision in ("bf16", "float32"))
+
+
 def matmul_rate(size: str = "42m", precision: str = "bf16", seconds: float = 1.0) -> float:
     """Measure the best rate of the model's own matrix shapes in this process, in FLOPs a second."""
     width, inner = SHAPES[size].width, SHAPES[size].inner
@@ -300,6 +305,18 @@ def parameters(size: str = "42m") -> tuple[int, int]:
 def median(values: Sequence[float]) -> float:
     """Give the median."""
     return statistics.median(values)
+
+
+def keep(name: str, found: Mapping[str, Any], of: str = "workloads") -> None:
+    """Write what was measured into `results/NAME.json`, beside what was measured before."""
+    file = RESULTS / f"{name}.json"
+    known = store.read_json(file)[of] if file.exists() else {}
+    store.write_json(file, {**machine(), of: {**known, **found}})
+
+
+def print_last(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print what was measured by workload, without its details, as the last line."""
+    print(json.dumps({name: {key: value for key, value in one.items() if key != "all"} for name, one in found.items()}))
 
 
 def machine() -> dict[str, Any]:

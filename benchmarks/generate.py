@@ -29,7 +29,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import bench
-from saywhy import journal, reasoner, store
+from saywhy import journal, reasoner
 from saywhy.config import Sampling
 from saywhy.lm.encode import Encoder, decode, part_ids, prompt_ids, text_ids
 from saywhy.lm.folder import load
@@ -70,10 +70,8 @@ def main() -> None:
     names = [given.only] if given.only else WORKLOADS
     found = {name: measure(name, given.quick, given.rounds, given.processor) for name in names}
     if not given.quick:
-        file = bench.RESULTS / "generate.json"
-        known = store.read_json(file)["workloads"] if file.exists() else {}
-        store.write_json(file, {**bench.machine(), "workloads": {**known, **found}})
-    print(json.dumps({name: {key: value for key, value in one.items() if key != "all"} for name, one in found.items()}))
+        bench.keep("generate", found)
+    bench.print_last(found)
 
 
 def measure(name: str, quick: bool, rounds: int, processor: bool) -> dict[str, Any]:
@@ -159,7 +157,7 @@ def _saywhy(
         "texts": [draft.reasoning for draft in found],
         "peak": peak,
         "flops": 2.0 * ((written + read) * body + written * head),
-        "matmul_rate": bench.matmul_rate(),
+        "matmul_rate": bench.best_rate(),
     }
 
 

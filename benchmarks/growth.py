@@ -21,7 +21,7 @@ import numpy as np
 
 import bench
 import train
-from saywhy import classifier, store
+from saywhy import classifier
 from saywhy.config import Train
 from saywhy.records import Row
 from saywhy.train.folder import encode
@@ -48,15 +48,13 @@ def main() -> None:
     if given.system:
         print(json.dumps(measured(given.only, given.at, given.system)))
         return
-    file = bench.RESULTS / "growth.json"
     for axis in [given.only] if given.only else AXES:
         systems = ["saywhy"] if given.alone or axis == "rows" else ["saywhy", "peer"]
         found = {
             system: [bench.child(__file__, "--only", axis, "--at", str(at), "--system", system) for at in AXES[axis][0]]
             for system in systems
         }
-        known = store.read_json(file)["axes"] if file.exists() else {}
-        store.write_json(file, {**bench.machine(), "axes": {**known, axis: {"at": AXES[axis][0], **found}}})
+        bench.keep("growth", {axis: {"at": AXES[axis][0], **found}}, of="axes")
         plot(axis, found)
         print(axis, json.dumps(found))
 

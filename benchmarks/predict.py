@@ -58,10 +58,8 @@ def main() -> None:
     names = [given.only] if given.only else WORKLOADS
     found = {name: measure(name, given.quick, given.rounds, given.processor) for name in names}
     if not given.quick:
-        file = bench.RESULTS / "predict.json"
-        known = store.read_json(file)["workloads"] if file.exists() else {}
-        store.write_json(file, {**bench.machine(), "workloads": {**known, **found}})
-    print(json.dumps({name: {key: value for key, value in one.items() if key != "all"} for name, one in found.items()}))
+        bench.keep("predict", found)
+    bench.print_last(found)
 
 
 def measure(name: str, quick: bool, rounds: int, processor: bool) -> dict[str, Any]:
@@ -127,7 +125,7 @@ def _saywhy(
         "probabilities": [max(one.probabilities.values()) for one in found],
         "peak": peak,
         "flops": 2.0 * (sum(one.tokens for one in found) * body + steps * head),
-        "matmul_rate": bench.matmul_rate(),
+        "matmul_rate": bench.best_rate(),
     }
 
 

@@ -31,6 +31,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import bench
 from saywhy import export, store
 from saywhy.records import LABEL_CUE, REASONING_CUE, Task
@@ -67,10 +69,8 @@ def main() -> None:
     for name in names:
         found[name] = measure(name, given.quick, given.peer or BEST[name])
         if not given.quick:
-            file = bench.RESULTS / "serve.json"
-            known = store.read_json(file)["workloads"] if file.exists() else {}
-            store.write_json(file, {**bench.machine(), "workloads": {**known, name: found[name]}})
-    print(json.dumps({name: {key: value for key, value in one.items() if key != "all"} for name, one in found.items()}))
+            bench.keep("serve", {name: found[name]})
+    bench.print_last(found)
 
 
 def workload(name: str) -> bench.Workload:
@@ -153,7 +153,7 @@ def measure(name: str, quick: bool, likely: str) -> dict[str, Any]:
         "peer": f"transformers serve, {best}",
         "ratio": mine.rate / other.rate,
         "peak_memory_ratio": mine.memory / other.memory,
-        "matmul_share": flops / bench.matmul_rate(),
+        "matmul_share": flops / bench.best_rate(),
         "agree": same >= 0.99 * len(shared) > 0,
         "same_labels": same / max(1, len(shared)),
         "p50": mine.quantile(0.5),
@@ -313,15 +313,17 @@ def soak(seconds: float) -> dict[str, Any]:
     with running(saywhy_command(bench.trained(work))) as (port, process):
         counted = asyncio.run(_soaked(port, process.pid, texts, seconds))
     statuses, held = counted["statuses"], counted["memory"]
-    # What it holds once it is warm: a fifth of the time.
-    warm, last = max(held[: max(1, len(held) // 5)]), max(held[-max(1, len(held) // 5) :])
+    # The most of every twentieth of the time. While lengths of texts are new, so is some of what it holds; from the
+    # second fifth to the last it should stay.
+    tops = [max(part.tolist()) for part in np.array_split(held, 20)]
+    growth = sum(tops[16:]) / sum(tops[4:8]) - 1
     return {
         "seconds": seconds,
         "answers": statuses,
         "broken": counted["broken"],
-        "memory_mb": [round(one / 2**20) for one in held],
-        "growth": last / warm - 1,
-        "flat": last <= 1.05 * warm,
+        "memory_mb": [round(one / 2**20) for one in tops],
+        "growth": growth,
+        "flat": growth <= 0.05,
         "errors": sum(count for status, count in statuses.items() if status >= 500),
     }
 
@@ -366,12 +368,14 @@ async def _soaked(port: int, pid: int, texts: list[str], seconds: float) -> dict
             writer.close()
 
     async def watch() -> None:
-        began = time.monotonic()
+        began, shown = time.monotonic(), 0.0
         while time.monotonic() < until:
             held.append(memory(pid, "VmRSS"))
             passed = time.monotonic() - began
-            print(f"{passed:.0f} s: {held[-1] / 2**20:.0f} MB, {statuses}", file=sys.stderr, flush=True)
-            await asyncio.sleep(min(30.0, seconds / 20))
+            if passed >= shown:
+                print(f"{passed:.0f} s: {held[-1] / 2**20:.0f} MB, {statuses}", file=sys.stderr, flush=True)
+                shown += seconds / 20
+            await asyncio.sleep(1.0)
 
     await asyncio.gather(watch(), *(client(seed) for seed in range(12)))
     return {"statuses": dict(sorted(statuses.items())), "memory": held, "broken": broken}

@@ -32,7 +32,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import bench
-from saywhy import classifier, store
+from saywhy import classifier
 from saywhy.config import Train
 from saywhy.lm.load import model_of
 from saywhy.train.folder import encode
@@ -80,15 +80,8 @@ def main() -> None:
     for name in [given.only] if given.only else WORKLOADS:
         found[name] = measure(name, given)
         if not given.quick:
-            keep(given.size, {name: found[name]})
-    print(json.dumps({name: {key: value for key, value in one.items() if key != "all"} for name, one in found.items()}))
-
-
-def keep(size: str, found: dict[str, Any]) -> None:
-    """Write what was measured beside what was measured before."""
-    file = bench.RESULTS / ("train.json" if size == "42m" else f"train-{size}.json")
-    known = store.read_json(file)["workloads"] if file.exists() else {}
-    store.write_json(file, {**bench.machine(), "workloads": {**known, **found}})
+            bench.keep("train" if given.size == "42m" else f"train-{given.size}", {name: found[name]})
+    bench.print_last(found)
 
 
 def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -186,7 +179,7 @@ def _saywhy(
         "passes": len(packs),
         "way": f"{trained.layout} {trained.precision}",
         "flops": 6.0 * (packs_tokens(packs) * body + sources * head),
-        "matmul_rate": max(bench.matmul_rate(model_size, precision) for precision in ("bf16", "float32")),
+        "matmul_rate": bench.best_rate(model_size),
     }
 
 

@@ -54,6 +54,24 @@ def test_the_thread_that_asks_a_model_has_loaded_it(asked: TextClassifier) -> No
     assert len(threads) == 2 and threads[0] is threads[1] is not threading.current_thread()
 
 
+def test_freed_memory_is_given_back_when_idle_and_now_and_then_when_busy(
+    made: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = threading.Semaphore(0)
+    monkeypatch.setattr(engine, "give_back_freed", given_back.release)
+    # Neither holds yet: the thread has waited before, for as long as it was told then.
+    ask(made, ["7"], "label").wait()
+    monkeypatch.setattr(engine, "IDLE_SECONDS", 0.01)
+    ask(made, ["7"], "label").wait()
+    assert given_back.acquire(timeout=PATIENCE)
+    monkeypatch.setattr(engine, "IDLE_SECONDS", float(PATIENCE))
+    ask(made, ["7"], "label").wait()
+    assert not given_back.acquire(timeout=0.1)
+    monkeypatch.setattr(engine, "BUSY_SECONDS", 0.0)
+    ask(made, ["7"], "label").wait()
+    assert given_back.acquire(timeout=PATIENCE)
+
+
 class Listener:
     """Takes down what an engine tells; `then` is called with each event, in the engine's own thread."""
 

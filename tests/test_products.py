@@ -51,7 +51,19 @@ def test_products_are_those_of_torch(bias: bool, shape: tuple[int, ...], seen: l
         for one in (given, strided):
             torch.testing.assert_close(quick(one), plain(one))
     rows = given.numel() // 33
-    assert seen == ([shape, shape] if rows >= products.FEWEST_ROWS else [])
+    assert seen == ([(rows, 33)] * 2 if rows >= products.FEWEST_ROWS else [])
+
+
+def test_few_numbers_of_rows_are_multiplied(seen: list[tuple[int, ...]]) -> None:
+    """Each of them is compiled, and kept."""
+    plain, quick = pair()
+    with torch.inference_mode():
+        for rows in range(products.FEWEST_ROWS, 600):
+            given = torch.randn(rows, 33)
+            torch.testing.assert_close(quick(given), plain(given))
+    counts = [shape[0] for shape in seen]
+    assert len(set(counts)) < 60
+    assert all(rows <= count <= rows * 1.125 for rows, count in enumerate(counts, products.FEWEST_ROWS))
 
 
 def test_training_other_types_and_autocast_stay_with_torch(seen: list[tuple[int, ...]]) -> None:

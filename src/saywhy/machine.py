@@ -66,11 +66,10 @@ def keeping_freed() -> Iterator[None]:
     By itself glibc gives every block of 32 MiB or more back at once and takes the next one page by page, zeroed: a
     seventh of a training step on a CPU (LOG.md, 2026-11-30). Where the C library is another one, nothing changes.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not all(hasattr(library, name) for name in ("mallopt", "malloc_trim")):
+    library = _glibc()
+    if library is None:
         yield
         return
-    assert library is not None
     library.mallopt(_MMAP, _NEVER)
     library.mallopt(_TRIM, _NEVER)
     try:
@@ -79,6 +78,21 @@ def keeping_freed() -> Iterator[None]:
         library.mallopt(_MMAP, _MMAP_BYTES)
         library.mallopt(_TRIM, _TRIM_BYTES)
         library.malloc_trim(0)
+
+
+def give_back_freed() -> None:
+    """Give the system what this process has freed: by itself glibc keeps what lies below a block that is in use.
+
+    Where the C library is another one, nothing changes.
+    """
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if all(hasattr(library, name) for name in ("mallopt", "malloc_trim")) else None
 
 
 def _groups(root: Path) -> Iterator[tuple[_Files, Path]]:

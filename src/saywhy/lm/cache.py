@@ -302,8 +302,8 @@ class Reading:
             "use_cache": True,
             **({"trunk": self.trunk, "runs": self._runs(seen)} if self.trunk else {}),
         }
-        last = torch.arange(1, len(ids) + 1, device=device) * ids.shape[1] - 1
-        return states_at(self.model, asked, last if ends else None)
+        last = torch.arange(1, len(ids) + 1, device=device) * ids.shape[1] - 1 if ends else None
+        return states_at(self.model, asked, last)
 
     def _runs(self, seen: NDArray[np.bool_]) -> list[tuple[slice, int]]:
         """Cut rows into runs whose attention is computed together, with the first key that any of a run reads."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from saywhy import store
 from saywhy.lm.cache import tokens_per_pass
 from saywhy.lm.encode import decode
+from saywhy.machine import give_back_freed
 from saywhy.predict.modes import Watch
 from saywhy.predict.texts import TextClassifier, open_classifier, text_row
 from saywhy.records import LABEL_CUE, Prediction, RequestError, Row, WorkError
@@ -24,6 +25,9 @@ LOG = logging.getLogger("saywhy.engine")
 TOKENS_PER_CHARACTER = 0.25
 # What stands around a text: cues, and the tokens of the labels.
 TOKENS_AROUND = 8
+# What batches have freed is given back where no text comes for so long, and after so many seconds of work.
+IDLE_SECONDS = 1.0
+BUSY_SECONDS = 10.0
 # What a model, or a text that is too odd for one, may raise. Anything else ends the engine, which says so.
 FAILURES = (RequestError, WorkError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError)
 # Modes that write one text, which can be told as it is written.
@@ -86,6 +90,7 @@ class Engine:
         self._running: list[_Job] = []
         self._seconds_per_text = 0.0
         self._closing = self._began = False
+        self._kept_since = time.monotonic()
         self._loaded = threading.Event()
         self._problem: Exception | None = WorkError("the model could not be loaded; the log says why")
         self._thread = threading.Thread(target=self._run, args=(load,), name="saywhy-engine", daemon=True)
@@ -165,12 +170,21 @@ class Engine:
 
     def _wait(self) -> bool:
         """Wait for texts; False where none will come."""
+        busy = self._come(0.0)
+        idle = not busy and not self._come(IDLE_SECONDS)
+        if idle or time.monotonic() > self._kept_since + BUSY_SECONDS:
+            give_back_freed()
+            self._kept_since = time.monotonic()
+        self._come(None)
         with self._lock:
-            if not self._labels and not self._reasoned:
-                self._lock.wait_for(lambda: self._labels or self._reasoned or self._closing)
-                if not self._closing:
-                    self._lock.wait_for(lambda: self._closing or self._full(), timeout=self._window)
+            if not busy:
+                self._lock.wait_for(lambda: self._closing or self._full(), timeout=self._window)
             return bool(self._labels or self._reasoned)
+
+    def _come(self, seconds: float | None) -> bool:
+        """Wait until there are texts, or the end, for some seconds or for ever; False where nothing came."""
+        with self._lock:
+            return self._lock.wait_for(lambda: bool(self._labels or self._reasoned or self._closing), seconds)
 
     def _full(self) -> bool:
         """Tell whether a batch would not become larger by waiting."""
