@@ -78,6 +78,27 @@ def some_rows(folder: Path, count: int = 6) -> str:
 
 
 # What others load.
+def test_who_may_read_the_settings_may_read_the_weights(
+    finished: toy.Done, exported: dict[str, tuple[Path, list[str]]]
+) -> None:
+    """A container serves as another user than the one who trained."""
+    for folder in (finished.folder / "base", *(finished.folder / arm for arm in toy.ARMS), exported["both"][0]):
+        assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
+def test_weights_that_this_user_may_not_read_are_named(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a library says of them is that there are none."""
+    weights = copied / "label_only" / "model.safetensors"
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError("No such file or directory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != weights)
+    with pytest.raises(RequestError, match=r"label_only/model.safetensors may not be read by this user"):
+        load(copied / "label_only")
+
+
 
 
 @pytest.mark.parametrize("arm", toy.ARMS)

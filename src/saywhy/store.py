@@ -16,6 +16,7 @@ import os
 import platform
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -194,6 +195,15 @@ def write_file(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
             temporary.unlink(missing_ok=True)
         sync(path.parent)
     _list_in_stamp(path)
+
+
+def even_rights(folder: Path, like: Path) -> None:
+    """Give weights the rights of another file: safetensors 0.8 writes them for their owner alone.
+
+    A server that runs as somebody else, as in a container, could not read them.
+    """
+    for path in folder.glob("*.safetensors"):
+        path.chmod(stat.S_IMODE(like.stat().st_mode))
 
 
 @contextmanager

@@ -43,6 +43,7 @@ def save(folder: Path, arm: str, model: Any, encoder: Encoder, apart: tuple[Lora
     shown = arm == REASONER and BLIND_INSTRUCTION not in encoder.prompt.before + encoder.prompt.after
     prompt = {"arm": arm, "conditional_on_gold_label": shown, **asdict(encoder.prompt)}
     store.write_json(folder / "prompt.json", {**prompt, "seal": _seal(folder, prompt)})
+    store.even_rights(folder, folder / "prompt.json")
 
 
 def _seal(folder: Path, prompt: Mapping[str, Any]) -> dict[str, str]:

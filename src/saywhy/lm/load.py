@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from saywhy.lm.forward import PATHS, read_paths
 from saywhy.lm.last import spare_last
 from saywhy.lm.products import quick_products
 from saywhy.records import LABEL_CUE, REASONING_CUE, RequestError
-from saywhy.store import sha256_folder
+from saywhy.store import even_rights, sha256_folder
 
 ATTENTION = ("sdpa", PATHS, "eager", "flex_attention")
 TREE_LAYERS = {"full_attention", "sliding_attention"}
@@ -107,6 +108,9 @@ def _from(kind: Any, base: str | Path, trust_remote_code: bool, options: Mapping
     try:
         return kind.from_pretrained(str(base), trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError) as problem:
+        closed = [path for path in Path(base).glob("*") if not os.access(path, os.R_OK)]
+        if closed:
+            raise RequestError(f"{closed[0]} may not be read by this user; chmod a+r lets everyone") from problem
         where = "the folder" if Path(base).exists() else "the hub id or folder"
         first = str(problem).strip().split("\n")[0]
         raise RequestError(
@@ -194,3 +198,4 @@ def make_scratch(folder: Path, texts: Iterable[str], size: Scratch, seed: int) -
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
+    even_rights(folder, folder / "config.json")
