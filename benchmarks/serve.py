@@ -276,8 +276,10 @@ async def load(port: int, path: str, bodies: list[bytes], clients: int, seconds:
             if done <= clients:
                 began = time.perf_counter()
                 continue
-            label, tokens = read(json.loads(answer)) if status == 200 else ("", 0.0)
-            found.failed += status != 200
+            if status != 200:
+                found.failed += 1
+                continue
+            label, tokens = read(json.loads(answer))
             found.latencies.append(time.perf_counter() - start)
             found.answers[at], found.tokens = label, found.tokens + tokens
         writer.close()

@@ -268,12 +268,16 @@ def test_texts_of_like_length_are_asked_together(asked: TextClassifier, monkeypa
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(made: Engine) -> None:
     held = hold(made)
-    waiting = [ask(made, ["7"] * 10, "label"), ask(made, ["7"] * 10, "reason")]
+    waiting = [ask(made, ["7"] * 10, "label"), ask(made, ["7"] * 20, "reason")]
     with pytest.raises(Full) as refused:
+        made.submit(["7"], "vote", Listener())
+    assert refused.value.seconds >= 1 and made.waiting() == 31
+    # What is reasoned takes no place of those that want the label alone.
+    waiting.append(ask(made, ["7"] * 10, "label"))
+    with pytest.raises(Full):
         made.submit(["7"], "label", Listener())
-    assert refused.value.seconds >= 1 and made.waiting() == 21
     held.set()
-    assert [len(one.wait()) for one in waiting] == [10, 10]
+    assert [len(one.wait()) for one in waiting] == [10, 20, 10]
     assert len(ask(made, ["7"] * 20, "label").wait()) == 20
 
 
@@ -310,6 +314,26 @@ def test_a_batch_that_fails_is_told_so_and_the_next_is_answered(
     assert isinstance(failure, Failure) and not failure.stopped and "secret" not in failure.message
     assert "RuntimeError" in caplog.text and "test_engine.py" in caplog.text and "secret" not in caplog.text
     assert ask(made, ["7"], "label").wait()
+
+
+@pytest.mark.parametrize("mode", ["label", "reason"])
+def test_a_text_that_a_model_fails_on_costs_no_other_its_answer(
+    asked: TextClassifier, made: Engine, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    rows, wanted = TextClassifier.rows, [asked(text, mode) for text in TEXTS]
+
+    def broken(self: TextClassifier, some: Any, **more: Any) -> list[Prediction]:
+        if any(row.text == "bad" for row in some):
+            raise AssertionError
+        return rows(self, some, **more)
+
+    held = hold(made)
+    monkeypatch.setattr(TextClassifier, "rows", broken)
+    listeners = [ask(made, [text], mode, pieces=True) for text in (*TEXTS[:3], "bad", *TEXTS[3:])]
+    held.set()
+    bad = listeners.pop(3)
+    assert not bad.wait() and [type(one) for one in bad.events] == [Failure]
+    assert all(same(one.wait()[0], other) for one, other in zip(listeners, wanted, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

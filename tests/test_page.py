@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import serving
 from fake_api import EMOTIONS, Fake, model, served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -639,3 +640,28 @@ def test_an_event_stream_is_read_however_it_is_cut(visit: Callable[..., Any]) ->
 )
 def test_small_words_and_figures(visit: Callable[..., Any], call: str, value: Any) -> None:
     assert visit().evaluate(FORMATS % f"formats.{call}") == value
+
+
+def test_the_server_itself_gives_the_page_and_what_it_asks_for(browser: Any) -> None:
+    """The policy, the names of events and the form of answers are those of the app, not of this file's server."""
+    wrong: list[str] = []
+    engine = serving.Fake()
+    with serving.served(engine) as url:
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda said: "Content Security" in said.text and wrong.append(said.text))
+        page.goto(url)
+        page.wait_for_selector(".mode")
+        ask(page, "late again")
+        card = answered(page).inner_text()
+        drop(page, "text\r\nthanks\r\nfails\r\n")
+        start(page)
+        rows = table(downloaded(page))
+        context.close()
+    found, other = (serving.answer(text, "reason") for text in ("late again", "thanks"))
+    assert found.label in card and found.reasoning in card
+    assert engine.asked[0] == (["late again"], "reason", True)
+    assert [row["text"] for row in rows] == ["thanks", "fails"] and rows[0]["label"] == other.label
+    assert wrong == []

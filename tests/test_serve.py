@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,23 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from saywhy import cli
 from saywhy.records import RequestError
 from saywhy.serve import app as room
+from saywhy.serve import asking, shapes
+from saywhy.serve import run as running
 from saywhy.serve.app import make_app
-from saywhy.serve.guard import LOCAL
+from saywhy.serve.guard import LOCAL, counters
 from saywhy.serve.run import bind, make_server, read_key, write_log
 from saywhy.serve.shapes import Limits
 from serving import ABOUT, Fake, answer, served
 
 KEY = "a-key-of-more-than-16-characters"
 SMALL = Limits(body=2000, texts=3, characters=50, seconds=0.3)
+# What the test client calls the server.
+HOSTS = LOCAL | {"testserver"}
 JSON = {"content-type": "application/json"}
 
 
@@ -39,7 +46,7 @@ def engine() -> Fake:
 
 @pytest.fixture
 def client(engine: Fake) -> TestClient:
-    return TestClient(make_app(engine, SMALL))
+    return TestClient(make_app(engine, SMALL, hosts=HOSTS))
 
 
 def events(body: str) -> list[tuple[str, Any]]:
@@ -202,13 +209,13 @@ def test_a_body_that_is_not_said_to_be_json_is_refused(client: TestClient, engin
 
 
 def test_a_bug_is_told_without_what_it_says(engine: Fake) -> None:
-    client = TestClient(make_app(engine, SMALL), raise_server_exceptions=False)
+    client = TestClient(make_app(engine, SMALL, hosts=HOSTS), raise_server_exceptions=False)
     said = client.post("/v1/classify", json={"texts": ["bug"]})
     assert said.status_code == 500 and said.json()["error"]["type"] == "server_error" and "a bug" not in said.text
     assert said.headers["content-security-policy"]
 
 
-HOSTILE = TestClient(make_app(Fake(), SMALL))
+HOSTILE = TestClient(make_app(Fake(), SMALL, hosts=HOSTS))
 
 
 @settings(max_examples=200)
@@ -228,6 +235,32 @@ def test_whatever_is_sent_is_answered_with_what_is_wrong(path: str, body: bytes)
     said = HOSTILE.post(path, content=body, headers=JSON)
     assert said.status_code in (200, 400, 404, 422, 413)
     assert said.status_code == 200 or set(said.json()["error"]) == {"message", "type", "param"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/classify", {"texts": [1] * 50_000}, "texts.0"),
+        ("/v1/classify", {"texts": ["a"], **dict.fromkeys(map(str, range(50_000)), 1)}, "0"),
+        ("/v1/chat/completions", {"model": "mail", "messages": [1] * 50_000}, "messages.0"),
+        (
+            "/v1/chat/completions",
+            {"model": "mail", "messages": [{"role": "user", "content": [1] * 50_000}]},
+            "messages.0.content",
+        ),
+    ],
+)
+def test_of_many_mistakes_in_a_body_few_are_noted(engine: Fake, path: str, body: dict[str, Any], param: str) -> None:
+    """A mistake that is noted takes a hundred times as long as a text that is right, and nobody else is answered."""
+    said = TestClient(make_app(engine, hosts=HOSTS)).post(path, json=body)
+    assert said.status_code == 422 and said.json()["error"]["param"] == param
+    shape = shapes.ClassifyRequest if "classify" in path else shapes.ChatRequest
+    noted = 0
+    try:
+        shape.model_validate_json(json.dumps(body))
+    except ValidationError as problem:
+        noted = problem.error_count()
+    assert noted < 300
 
 
 def test_a_body_is_not_read_beyond_its_limit(engine: Fake) -> None:
@@ -365,6 +398,8 @@ def test_the_model_is_described(client: TestClient) -> None:
         "recommended": "reason",
     }
     assert client.get("/v1/models/mail:label").json() == {**one, "id": "mail:label"}
+    named = TestClient(make_app(Fake(replace(ABOUT, name="acme/mail")), hosts=HOSTS))
+    assert named.get("/v1/models/acme/mail:label").json()["id"] == "acme/mail:label"
     assert client.get("/v1/models/gpt").json()["error"]["param"] == "model"
 
 
@@ -375,7 +410,7 @@ def test_health_and_readiness(client: TestClient, engine: Fake) -> None:
 
 
 def test_the_engine_is_closed_with_the_app(engine: Fake) -> None:
-    with TestClient(make_app(engine)) as client:
+    with TestClient(make_app(engine, hosts=HOSTS)) as client:
         assert client.get("/health").status_code == 200 and not engine.closed
     assert engine.closed
 
@@ -445,11 +480,31 @@ def test_with_the_key_all_is_answered(engine: Fake, scheme: str) -> None:
 
 
 def test_a_local_server_answers_to_local_names_alone(engine: Fake) -> None:
-    client = TestClient(make_app(engine, hosts=LOCAL))
+    client = TestClient(make_app(engine))
     for host in ("localhost", "127.0.0.1:8000", "[::1]", "[::1]:8000", "LOCALHOST:1"):
         assert client.get("/health", headers={"host": host}).status_code == 200
     for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", ""):
         assert client.get("/health", headers={"host": host}).json()["error"]["param"] == "host"
+
+
+@pytest.mark.parametrize("key", ["", "short", "with spaces in between"])
+def test_a_key_that_is_none_is_refused_by_the_app_itself(engine: Fake, key: str) -> None:
+    with pytest.raises(RequestError, match="16 or more ASCII characters"):
+        make_app(engine, key=key)
+
+
+def test_a_deadline_counts_from_the_arrival(engine: Fake) -> None:
+    """What reading the body took is not given a second time."""
+
+    async def late() -> None:
+        desk = asking.Desk(engine, Limits(seconds=1000), counters(engine.waiting), False)
+        assert 990 < desk.until() - time.monotonic() <= 1000
+        taken = desk.take(["never"], ["texts.0"], "label", False, time.monotonic() - 1)
+        with pytest.raises(shapes.Refusal) as refused:
+            _ = [one async for one in taken.events()]
+        assert refused.value.status == 504
+
+    asyncio.run(late())
 
 
 @pytest.mark.parametrize(("key", "status"), [(None, 400), (KEY, 200)])
@@ -508,6 +563,42 @@ def test_who_may_ask_decides_whether_a_key_is_needed(monkeypatch: pytest.MonkeyP
         with pytest.raises(RequestError, match="A_KEY") as refused:
             read_key("127.0.0.1", "A_KEY")
         assert not short or short not in str(refused.value)
+
+
+def test_nobody_is_let_in_before_the_model_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that finds a port but nobody behind it waits, and takes a slow load for a hang."""
+    engine, seen = Fake(), list[str]()
+
+    def load() -> Fake:
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            pass
+        return engine
+
+    class Server:
+        def run(self, sockets: list[socket.socket]) -> None:
+            with socket.create_connection(sockets[0].getsockname()):
+                seen.append("let in")
+
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setattr(running, "make_server", lambda *_: Server())
+    monkeypatch.setattr(running, "write_log", lambda: None)
+    running.serve(load, "127.0.0.1", port, None, Limits(), False, seen.append)
+    assert seen[-1] == "let in"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a port has one owner from the start")
+def test_a_port_that_is_taken_while_the_model_loads_is_told() -> None:
+    engine = Fake()
+    with bind("127.0.0.1", 0) as other:
+
+        def load() -> Fake:
+            other.listen()
+            return engine
+
+        with pytest.raises(RequestError, match="cannot be bound"):
+            running.serve(load, "127.0.0.1", other.getsockname()[1], None, Limits(), False, print)
+    assert engine.closed
 
 
 def test_a_port_that_is_taken_is_told() -> None:

@@ -4,7 +4,7 @@
     RAY_USAGE_STATS_ENABLED=0 serve run --app-dir examples/deploy ray_serve:build folder=/models/mail replicas=2
 
 Each replica loads the model and batches what it is sent. With SAYWHY_KEY in the replicas' environment all but the page,
-/health and /ready ask for that key; without it they answer to localhost alone.
+/health and /ready ask for that key. Without it only this machine can be served, and every request has to say localhost.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Any
 import ray
 from ray import serve
 
+from saywhy.records import RequestError
+from saywhy.serve.run import read_key
+
 
 def build(told: dict[str, str]) -> serve.Application:
     """Build the application: `folder` is a run or a model folder, `replicas` how many, `cpus` the cores of each."""
@@ -26,17 +29,15 @@ def build(told: dict[str, str]) -> serve.Application:
     def make_app() -> Any:
         from saywhy.predict.engine import open_engine
         from saywhy.serve.app import make_app
-        from saywhy.serve.guard import LOCAL
 
-        key = os.environ.get("SAYWHY_KEY")
-        return make_app(open_engine(folder), key=key, hosts=LOCAL if key is None else None)
+        return make_app(open_engine(folder), key=os.environ.get("SAYWHY_KEY"))
 
     deployment = serve.deployment(
         name="saywhy",
         num_replicas=int(told.get("replicas", "1")),
         ray_actor_options={"num_cpus": float(told.get("cpus", "1"))},
-        # What waits, waits in the engine, where it is batched and answered with 429 when there is too much of it.
-        max_ongoing_requests=1024,
+        # More than an engine's two queues hold, so that what waits is batched there, or answered with 429.
+        max_ongoing_requests=4096,
         graceful_shutdown_timeout_s=60,
     )
     return deployment(serve.ingress(make_app)()).bind()
@@ -51,6 +52,10 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()
+    try:
+        read_key(given.host, "SAYWHY_KEY" if "SAYWHY_KEY" in os.environ else None)
+    except RequestError as problem:
+        parser.error(str(problem))
     # Texts and answers are small; by default Ray sets a third of the memory aside.
     ray.init(include_dashboard=False, object_store_memory=2**28)
     serve.start(http_options={"host": given.host, "port": given.port})

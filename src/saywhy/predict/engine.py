@@ -29,7 +29,10 @@ TOKENS_AROUND = 8
 IDLE_SECONDS = 1.0
 BUSY_SECONDS = 10.0
 # What a model, or a text that is too odd for one, may raise. Anything else ends the engine, which says so.
-FAILURES = (RequestError, WorkError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError)
+FAILURES = (
+    RequestError, WorkError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError,
+    AttributeError, AssertionError, OSError,
+)  # fmt: skip
 # Modes that write one text, which can be told as it is written.
 TOLD_AS_WRITTEN = ("reason", "explain", "ensemble", "adaptive")
 
@@ -52,7 +55,9 @@ class Asked:
         if not self.gone:
             self.tell_it(event)
             self.left -= isinstance(event, Answer)
-            self.gone = self.gone or self.left == 0 or isinstance(event, Failure)
+            # Never set to False again: another thread may have given the request up meanwhile.
+            if self.left == 0 or isinstance(event, Failure):
+                self.gone = True
 
 
 @dataclass(eq=False)
@@ -76,7 +81,8 @@ class Engine:
     than cores: a model that another thread loaded took twice as long for one text (LOG.md, 2026-11-30).
     What waits is asked in batches of about the tokens that one pass reads: the oldest text of a mode, and those nearest
     to it in length. The thread waits `window` seconds for more where it was idle. A batch that writes reasonings gives
-    way between two tokens: texts that want the label alone are then asked first. At most `max_queue` texts wait.
+    way between two tokens: texts that want the label alone are then asked first. Of those and of all others at most
+    `max_queue` wait each.
     """
 
     def __init__(
@@ -88,7 +94,8 @@ class Engine:
         self._labels: list[_Job] = []
         self._reasoned: list[_Job] = []
         self._running: list[_Job] = []
-        self._seconds_per_text = 0.0
+        # By whether they want the label alone.
+        self._seconds_per_text = {True: 0.0, False: 0.0}
         self._closing = self._began = False
         self._kept_since = time.monotonic()
         self._loaded = threading.Event()
@@ -109,10 +116,9 @@ class Engine:
         with self._lock:
             if self._closing:
                 raise Stopped("the server is stopping and takes no more requests")
-            waiting = len(self._labels) + len(self._reasoned)
-            if waiting + len(rows) > self._max_queue:
-                raise Full(max(1, math.ceil(waiting * self._seconds_per_text)))
             queue = self._labels if mode == "label" else self._reasoned
+            if len(queue) + len(rows) > self._max_queue:
+                raise Full(max(1, math.ceil(len(queue) * self._seconds_per_text[mode == "label"])))
             queue += [_Job(asked, at, row) for at, row in enumerate(rows)]
             self._lock.notify()
         return asked
@@ -212,24 +218,34 @@ class Engine:
         if not jobs:
             return
         began = time.perf_counter()
-        mode = jobs[0].asked.mode
-        try:
-            rows = [replace(job.row, id=str(at)) for at, job in enumerate(jobs)]
-            watch = None if mode == "label" else self._watch(jobs)
-            for job, found in zip(jobs, self._ask.rows(rows, mode=mode, watch=watch), strict=True):
-                self._finish(job, found)
-        except FAILURES as problem:
-            # Where it happened and not what was said about it: that may quote a text.
-            where = "".join(traceback.format_tb(problem.__traceback__))
-            LOG.error("%s with %d texts in mode %s\n%s", type(problem).__name__, len(jobs), mode, where)
+        if not self._asked(jobs):
+            # One text may be at fault: the others are answered without it.
             for job in jobs:
-                job.asked.tell(Failure("the model failed on a batch with this text; the server's log says where"))
+                if not job.asked.gone and not (len(jobs) > 1 and self._asked([job])):
+                    job.asked.tell(Failure("the model failed with a text of this request; the server's log says where"))
         with self._lock:
             done = set(jobs)
             self._running = [job for job in self._running if job not in done]
             # A moving mean over batches, for what Retry-After says.
             latest = (time.perf_counter() - began) / len(jobs)
-            self._seconds_per_text += 0.2 * (latest - self._seconds_per_text)
+            label = jobs[0].asked.mode == "label"
+            self._seconds_per_text[label] += 0.2 * (latest - self._seconds_per_text[label])
+
+    def _asked(self, jobs: list[_Job]) -> bool:
+        """Ask the model about texts of one mode and tell what it says; False where it failed, which the log says."""
+        mode = jobs[0].asked.mode
+        rows = [replace(job.row, id=str(at)) for at, job in enumerate(jobs)]
+        try:
+            watch = None if mode == "label" else self._watch(jobs)
+            found = self._ask.rows(rows, mode=mode, watch=watch)
+        except FAILURES as problem:
+            # Where it happened and not what was said about it: that may quote a text.
+            where = "".join(traceback.format_tb(problem.__traceback__))
+            LOG.error("%s with %d texts in mode %s\n%s", type(problem).__name__, len(jobs), mode, where)
+            return False
+        for job, one in zip(jobs, found, strict=True):
+            self._finish(job, one)
+        return True
 
     def _watch(self, jobs: Sequence[_Job]) -> Watch:
         """Make what looks on between two tokens of a batch: it gives way to labels, and tells what was written."""

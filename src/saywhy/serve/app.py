@@ -15,10 +15,11 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
+from saywhy.records import RequestError
 from saywhy.serve import chat, shapes
 from saywhy.serve.asking import Desk
 from saywhy.serve.contract import Answer, Engine, Piece
-from saywhy.serve.guard import HEADERS, Guard, counters
+from saywhy.serve.guard import HEADERS, LOCAL, SHORTEST_KEY, Guard, counters, is_key
 from saywhy.serve.openapi import ERRORS, EVENTS, OBJECT, TEXT, describe, takes
 from saywhy.serve.shapes import BROKEN, NOT_FOUND, UNAVAILABLE, WRONG, Limits, Refusal, event, result
 from saywhy.version import VERSION
@@ -31,14 +32,16 @@ def make_app(
     engine: Engine,
     limits: Limits = DEFAULTS,
     key: str | None = None,
-    hosts: frozenset[str] | None = None,
+    hosts: frozenset[str] = LOCAL,
     log_texts: bool = False,
 ) -> FastAPI:
     """Make the app of one engine, which is closed with it.
 
-    With a `key` all but the page, /health, /ready and /openapi.json ask for it; `hosts` are the names it answers to,
-    None for any. Texts are in no log unless `log_texts`.
+    With a `key` all but the page, /health, /ready and /openapi.json ask for it; without one it answers to the names in
+    `hosts` alone. Texts are in no log unless `log_texts`. Raises RequestError for a key that is short or has spaces.
     """
+    if key is not None and not is_key(key):
+        raise RequestError(f"the key of a server should have {SHORTEST_KEY} or more ASCII characters without spaces")
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,7 +60,7 @@ def make_app(
     desk = Desk(engine, limits, counters(engine.waiting), log_texts)
     # The page, what load balancers ask, and the description hold nothing of anybody; all else asks for the key.
     free = frozenset([*_page(app), "/health", "/ready", "/openapi.json"])
-    app.add_middleware(Guard, key=key, free=free, hosts=hosts, count=desk.count)
+    app.add_middleware(Guard, key=key, free=free, hosts=hosts if key is None else None, count=desk.count)
     _answer_mistakes(app)
     _classify(app, desk)
     _chat(app, desk)
@@ -102,13 +105,14 @@ def _classify(app: FastAPI, desk: Desk) -> None:
     )
     async def classify(request: Request) -> Response:
         began, tokens = time.perf_counter(), 0.0
+        until = desk.until()
         asked = shapes.read(shapes.ClassifyRequest, await desk.body(request))
         if len(asked.texts) > desk.limits.texts:
             most = f"texts: there are {len(asked.texts)}, and at most {desk.limits.texts} are taken at a time"
             raise Refusal(422, most, WRONG, "texts")
         mode = about.recommended if asked.mode is None else asked.mode
         places = [f"texts.{at}" for at in range(len(asked.texts))]
-        taken = desk.take(asked.texts, places, mode, asked.stream and asked.reasoning)
+        taken = desk.take(asked.texts, places, mode, asked.stream and asked.reasoning, until)
 
         def shaped(one: Answer) -> dict[str, Any]:
             nonlocal tokens
@@ -140,10 +144,11 @@ def _chat(app: FastAPI, desk: Desk) -> None:
         openapi_extra=takes(shapes.ChatRequest),
     )
     async def complete(request: Request) -> Response:
+        until = desk.until()
         asked = shapes.read(shapes.ChatRequest, await desk.body(request))
         text, place = chat.text_of(asked)
         mode = chat.mode_of(asked, desk.engine.about)
-        taken = desk.take([text], [place], mode, bool(asked.stream))
+        taken = desk.take([text], [place], mode, bool(asked.stream), until)
         if asked.stream:
             chunks = chat.chunks(asked, mode)
 
@@ -166,7 +171,9 @@ def _models(app: FastAPI, desk: Desk) -> None:
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [shapes.model_entry(about, created)]})
 
-    @app.get("/v1/models/{name}", summary="One model", responses={200: {"model": shapes.Model}, **_of(401, 404, 422)})
+    one = {200: {"model": shapes.Model}, **_of(401, 404, 422)}
+
+    @app.get("/v1/models/{name:path}", summary="One model", responses=one)
     async def model(name: str) -> Response:
         if name not in (about.name, *(f"{about.name}:{mode}" for mode in about.modes)):
             raise Refusal(404, f"there is no such model; there is {about.name}", NOT_FOUND, "model")

@@ -33,6 +33,10 @@ class Desk:
     count: Counters
     log_texts: bool
 
+    def until(self) -> float:
+        """Give the moment by which a request that arrives now has to be answered."""
+        return time.monotonic() + self.limits.seconds
+
     async def body(self, request: Request) -> bytes:
         """Read a request's body; see `body_of`. Raises Refusal with 408 where it does not come to an end."""
         try:
@@ -42,8 +46,8 @@ class Desk:
             message = f"{BODY}: it did not come within {self.limits.seconds:g} s"
             raise Refusal(408, message, TOO_LATE, BODY) from None
 
-    def take(self, texts: Sequence[str], places: Sequence[str], mode: str, pieces: bool) -> Taken:
-        """Hand texts to the engine; `places` are the fields that they came in.
+    def take(self, texts: Sequence[str], places: Sequence[str], mode: str, pieces: bool, until: float) -> Taken:
+        """Hand texts to the engine; `places` are the fields that they came in, `until` its deadline.
 
         Raises Refusal: 422 for a mode that is not taught and a text that is too long, 429 where too many wait, 503
         where the server is stopping.
@@ -58,7 +62,6 @@ class Desk:
         if self.log_texts:
             LOG.info("mode %s, texts %s", mode, json.dumps(texts))
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Event | None]()
-        until = time.monotonic() + self.limits.seconds
 
         def tell(one: Event) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, one)

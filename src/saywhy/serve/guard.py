@@ -37,6 +37,7 @@ HEADERS = {
     "cache-control": "no-store",
 }
 LOCAL = frozenset(["localhost", "127.0.0.1", "[::1]"])
+SHORTEST_KEY = 16
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,11 @@ class Guard:
             return None
         why = "send the key of this server: Authorization: Bearer KEY"
         return Refusal(401, why, NO_KEY, "authorization", {"www-authenticate": "Bearer"})
+
+
+def is_key(text: str) -> bool:
+    """Tell whether a text will do as a key: long enough, ASCII, no spaces."""
+    return len(text) >= SHORTEST_KEY and text.isascii() and text.isprintable() and " " not in text
 
 
 def _host(header: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -15,10 +16,11 @@ import uvicorn
 from saywhy.records import RequestError
 from saywhy.serve.app import make_app
 from saywhy.serve.contract import Engine
-from saywhy.serve.guard import LOCAL
+from saywhy.serve.guard import SHORTEST_KEY, is_key
 from saywhy.serve.shapes import Limits
 
-SHORTEST_KEY = 16
+# Seconds for the answers to what was late when the server was stopped.
+LAST_WORDS = 5
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -35,7 +37,7 @@ def read_key(host: str, variable: str | None) -> str | None:
             "it, such as --api-key-env SAYWHY_KEY"
         )
     key = os.environ.get(variable, "")
-    if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
+    if not is_key(key):
         raise RequestError(
             f"the environment variable {variable} (--api-key-env) should hold a key of {SHORTEST_KEY} or more ASCII "
             "characters without spaces, such as `openssl rand -hex 24` prints"
@@ -44,13 +46,30 @@ def read_key(host: str, variable: str | None) -> str | None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take an address, port 0 for any that is free. Raises RequestError where it is not to be had."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as problem:
-        why = problem.strerror or problem
-        raise RequestError(f"{host}:{port} cannot be bound ({why}); name another --port or --host") from problem
+    """Take an address, port 0 for any that is free, without listening yet.
+
+    Raises RequestError where it is not to be had.
+    """
+    with contextlib.ExitStack() as closing:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            bound = closing.enter_context(socket.socket(family))
+            if os.name == "posix":
+                # A port that the last server has just left is free. Elsewhere this would let two have the same.
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.bind(address[:2])
+        except OSError as problem:
+            raise _not_bound(host, port, problem) from problem
+        closing.pop_all()
+    return bound
+
+
+def _not_bound(host: str, port: int, problem: OSError) -> RequestError:
+    return RequestError(
+        f"{host}:{port} cannot be bound ({problem.strerror or problem}); name another --port or --host"
+    )
 
 
 class Discreet(logging.Formatter):
@@ -80,7 +99,7 @@ def write_log() -> None:
 def make_server(engine: Engine, key: str | None, limits: Limits, log_texts: bool) -> uvicorn.Server:
     """Make the server of an engine; without a key, and so on this machine, it answers to this machine's names alone."""
     settings = uvicorn.Config(
-        make_app(engine, limits, key, LOCAL if key is None else None, log_texts),
+        make_app(engine, limits, key, log_texts=log_texts),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -88,7 +107,8 @@ def make_server(engine: Engine, key: str | None, limits: Limits, log_texts: bool
         # Forwarded addresses are in no log of ours, so no proxy has to be believed.
         proxy_headers=False,
         ws="none",
-        timeout_graceful_shutdown=max(1, round(limits.seconds)),
+        # Behind the last deadline, so that what is late is told so.
+        timeout_graceful_shutdown=round(limits.seconds) + LAST_WORDS,
     )
     return uvicorn.Server(settings)
 
@@ -109,6 +129,12 @@ def serve(
     key = read_key(host, key_variable)
     with bind(host, port) as bound:
         engine = open_engine()
+        # Not before: a probe that found a port but nobody behind it would wait, where a refusal tells it to try again.
+        try:
+            bound.listen()
+        except OSError as problem:
+            engine.close()
+            raise _not_bound(host, port, problem) from problem
         name, number = bound.getsockname()[:2]
         shown = f"[{name}]" if ":" in name else name
         say(f"{engine.about.name} is at http://{shown}:{number} in mode {engine.about.recommended}; Ctrl-C stops it")

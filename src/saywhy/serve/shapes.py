@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from saywhy.records import Prediction
 from saywhy.serve.contract import About
@@ -66,9 +66,10 @@ class ErrorBody(BaseModel):
 class ClassifyRequest(BaseModel):
     """Texts to classify. `mode` null asks as the server recommends."""
 
-    model_config = ConfigDict(extra="forbid")
+    # What is unknown is refused by `read`: pydantic would note a hundred thousand mistakes where one is told.
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
 
-    texts: list[StrictStr] = Field(min_length=1, description="one text, or several")
+    texts: Annotated[list[StrictStr], FailFast()] = Field(min_length=1, description="one text, or several")
     mode: StrictStr | None = Field(None, description="one of the modes that /v1/models lists; null: the recommended")
     reasoning: StrictBool = Field(True, description="whether results carry the reasoning, where the mode writes one")
     probabilities: StrictBool = Field(True, description="whether results carry the probabilities of all labels")
@@ -152,7 +153,7 @@ class Message(BaseModel):
     """A turn of a chat."""
 
     role: StrictStr
-    content: StrictStr | list[Part] | None = None
+    content: StrictStr | Annotated[list[Part], Field(max_length=256)] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -165,7 +166,7 @@ class ChatRequest(BaseModel):
     """A chat as OpenAI's clients send it: the last message of the user is the text, and what is unknown is ignored."""
 
     model: StrictStr
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     n: StrictInt | None = None
@@ -178,7 +179,7 @@ def read(shape: type[Shape], body: bytes) -> Shape:
     Raises Refusal: 400 for what is no JSON, 422 with the field for what is not as it should be.
     """
     try:
-        return shape.model_validate_json(body)
+        found = shape.model_validate_json(body)
     except ValidationError as problem:
         first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "json_invalid":
@@ -188,6 +189,9 @@ def read(shape: type[Shape], body: bytes) -> Shape:
         place = [str(step) for step in first["loc"] if not (isinstance(step, str) and ("[" in step or step == "str"))]
         param = ".".join(place) or BODY
         raise Refusal(422, f"{param}: {first['msg']}", WRONG, param) from None
+    for unknown in found.model_extra or ():
+        raise Refusal(422, f"{unknown:.40}: there is no such field", WRONG, unknown[:40])
+    return found
 
 
 def result(found: Prediction, reasoning: bool = True, probabilities: bool = True) -> dict[str, Any]:

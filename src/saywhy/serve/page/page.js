@@ -394,7 +394,7 @@ async function askAll(file, texts, signal, waiting) {
     const body = { texts, mode: file.mode, reasoning: true, probabilities: true, stream: false };
     return (await (await call("v1/classify", { body, signal, waiting })).json()).results;
   } catch (error) {
-    if (![413, 422, 504].includes(error.status)) throw error;
+    if (![413, 422, 500, 504].includes(error.status)) throw error;
     if (texts.length === 1) return [{ error: error.message }];
     const half = Math.ceil(texts.length / 2);
     if (error.status !== 422 || error.param === "texts") file.most = half;
