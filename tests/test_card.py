@@ -75,7 +75,14 @@ def test_every_line_of_the_table_has_as_many_cells() -> None:
 def test_limits_speak_of_reasonings_where_the_arm_writes_them() -> None:
     said = "The reasoning is written by the model; see the faithfulness figures."
     assert said in card.write(TASK, known())
+    assert "was not measured" in card.write(TASK, known(metrics=METRICS))
     assert said not in card.write(TASK, known(arm="label_only"))
+    found = {"swap_other": {"followed": {"share": 0.935}}, "mistake": {"changed": {"share": 0.09}}}
+    for name, measured in ((known().name, True), ("another", False)):
+        probed = {**METRICS, "probes": {"faithfulness": {f"{name}/reason": found}}}
+        text = card.write(TASK, known(metrics=probed))
+        assert ("93.5% of the answers are that row's" in text) == ("9.0%; the run" in text) == measured
+        assert ("was not measured" in text) == (not measured)
     assert "Each row brings its own choices" in card.write(Task("t", "which?", ()), known())
     assert "rating scale" in card.write(Task("t", "which?", ("1", "2"), ordinal=True), known())
 

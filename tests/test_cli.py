@@ -657,7 +657,31 @@ def test_a_budget_chooses_arm_mode_and_threshold_again(finished: toy.Done) -> No
     mixture = mixed(of_arm.task, *answers, of_arm.threshold)
     assert of_arm.arm == "both" and of_arm.temperatures["adaptive"] == evaluate.temperature_of(of_arm.task, mixture)
     assert of_arm.threshold == evaluate.threshold_of(of_arm.task, *answers, metric, evaluate.Budget(tokens=1e9))
-    assert saywhy.load(finished.folder / "both", keep=1.0).mode in ("label", "reason", "adaptive")
+
+
+def test_where_reasoning_gains_a_budget_moves_the_threshold(finished: toy.Done, tmp_path: Path) -> None:
+    """On the toy's few rows it may gain nothing, and then every threshold is 0."""
+    shutil.copytree(finished.folder, tmp_path / "run")
+    task = saywhy.load(tmp_path / "run" / "both").classifier.task
+    places = [tmp_path / "run" / "predictions" / f"both-{mode}-dev.parquet" for mode in ("label", "reason")]
+    label, reason = (evaluate.load_answers(place, task) for place in places)
+    sure = tuple(tuple(float(name == gold) for name in task.labels) for gold in label.gold)
+    evaluate.save_answers(replace(reason, labels=label.gold, probabilities=sure), places[1])
+    found = [saywhy.load(tmp_path / "run" / "both", keep=share).classifier.threshold for share in (0.2, 1.0)]
+    assert 0 < found[0] <= found[1]
+    answers = [evaluate.load_answers(place, task) for place in places]
+    metric = finished.metrics["recommended"]["metric"]
+    assert found == [evaluate.threshold_of(task, *answers, metric, evaluate.Budget(keep=keep)) for keep in (0.2, 1.0)]
+
+
+def test_a_budget_takes_what_adaptive_mixes_where_that_was_not_evaluated(finished: toy.Done, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder, tmp_path / "run")
+    document = store.read_json(tmp_path / "run" / "metrics.json")
+    modes = document["arms"]["both"]["modes"]
+    document["arms"] = {"both": {**document["arms"]["both"], "modes": {"adaptive": modes["adaptive"]}}}
+    store.write_json(tmp_path / "run" / "metrics.json", document)
+    assert saywhy.load(tmp_path / "run", keep=0.9).mode == "adaptive"
+    assert saywhy.load(tmp_path / "run" / "both", tokens_per_row=1.0).mode == "adaptive"
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,17 @@ def some_rows(folder: Path, count: int = 6) -> str:
 
 
 # What others load.
+def test_texts_are_not_drawn_where_the_base_would_draw_them(tmp_path: Path) -> None:
+    model = tiny.model("llama")
+    model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, top_k=20)
+    tokenizer = tiny.byte_level(["<|eot_id|>"])
+    model.resize_token_embeddings(max(tiny.VOCABULARY, len(tokenizer)), mean_resizing=False)
+    encoder = make_encoder(tokenizer, replace(render(tokenizer, task_instruction(EMOTIONS)), room=200, limit=20))
+    save(tmp_path, "label_only", model, encoder)
+    kept = store.read_json(tmp_path / "generation_config.json")
+    assert not kept.get("do_sample") and not {"temperature", "top_p", "top_k"} & kept.keys()
+
+
 def test_who_may_read_the_settings_may_read_the_weights(
     finished: toy.Done, exported: dict[str, tuple[Path, list[str]]]
 ) -> None:
@@ -114,6 +125,7 @@ def test_transformers_loads_the_same_weights_and_stops_at_the_end(
     assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
     end = tokenizer.convert_tokens_to_ids(store.read_json(folder / "prompt.json")["end"])
     assert end in model.generation_config.eos_token_id
+    assert not model.generation_config.do_sample
     encoder = load(folder).lm.encoder
     cue = part_ids(encoder, Part("cue", "Label:" if arm != "reason_then_label" else "Reasoning:", ""))
     asked = torch.tensor([[*prompt_ids(encoder, ("", toy.records()["train"][1]["text"], ""))[0], *cue]])

@@ -380,6 +380,8 @@ def test_the_mean_of_answers_reads_strictly_what_most_of_them_say() -> None:
     found = predict.mean([said("a", None, 0.9, "one"), said("b", "b", 0.4, "two"), said("b", "b", 0.45, "three")])
     assert found == Prediction("a", found.probabilities, "one", 6.0, False, "b")
     assert found.probabilities["a"] == pytest.approx((0.9 + 0.4 + 0.45) / 3)
+    left_out = [replace(said("a", "a", 0.9, None), pruned=share) for share in (0.01, 0.03)]
+    assert predict.mean(left_out).pruned == pytest.approx(0.02)
     assert (
         predict.mean([said("a", None, 0.9, None)]).forced
         and predict.mean([said("a", "a", 0.9, None)]).reasoning is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,10 @@ import saywhy
 import tiny
 from saywhy import ReasoningClassifier, cli, predict
 from saywhy.lm import encode
+from saywhy.lm.cache import Reading
 from saywhy.lm.encode import Encoder, make_encoder, prompt_ids, render, text_ids
 from saywhy.predict import TextClassifier
+from saywhy.predict.texts import text_row
 from saywhy.records import Prediction, RequestError, Task
 
 ROOM = 60
@@ -372,6 +375,39 @@ def test_conversations_are_asked_as_training_read_them(arm: Path, tmp_path: Path
         assert cli.main(["predict", str(folder), "--input", str(tmp_path / name), "-o", str(out)]) == 0
         (told,) = (json.loads(line) for line in out.read_text().splitlines())
         assert told["talk"] == talk and told["probabilities"] == pytest.approx(loaded(text).probabilities)
+
+
+@pytest.mark.parametrize(
+    ("mode", "times"), [("label", 1), ("adaptive", 1), ("reason", 3), ("ensemble", 3), ("vote", 3)]
+)
+@pytest.mark.parametrize("most", [600, 2000])
+def test_the_tokens_that_are_held_at_one_time_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, mode: str, times: int, most: int
+) -> None:
+    """What is left of a batch whose texts end is copied beside it: for moments more is held where texts are written."""
+    task = Task("moods", "Which mood?", ("joy", "no"))
+    door = tiny.door(task, limit=24)
+    alive: weakref.WeakSet[Reading] = weakref.WeakSet()
+    held: list[int] = []
+    append, part = Reading._append, Reading.part
+
+    def appended(self: Reading, *told: Any) -> Any:
+        alive.add(self)
+        found = append(self, *told)
+        held.append(sum(one.held for one in alive))
+        return found
+
+    def parted(self: Reading, rows: Any) -> Reading:
+        other = part(self, rows)
+        alive.add(other)
+        held.append(sum(one.held for one in alive))
+        return other
+
+    monkeypatch.setattr(Reading, "_append", appended)
+    monkeypatch.setattr(Reading, "part", parted)
+    rows = [text_row(task, f"text {at} " + "so " * (at % 17), f"{at}") for at in range(60)]
+    answers = replace(door, max_tokens_in_flight=most).rows(rows, mode=mode)
+    assert len(answers) == 60 and most / 4 < max(held) <= times * most
 
 
 def test_what_is_held_at_one_time_changes_no_answer(arm: Path) -> None:

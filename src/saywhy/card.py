@@ -178,11 +178,24 @@ def _limits(task: Task, known: Known) -> str:
     if known.controlled:
         lines.append("- What it writes is what the control taught it: do not read it as a reasoning.")
     elif known.arm != "label_only":
-        lines.append(
-            "- The reasoning is written by the model; see the faithfulness figures. Such figures are not part of this\n"
-            "  version: whether a reasoning is why the model answered as it did was not measured."
-        )
+        lines.append(f"- The reasoning is written by the model; see the faithfulness figures. {_faithfulness(known)}")
     return "\n".join(lines)
+
+
+def _faithfulness(known: Known) -> str:
+    """Say how far reasonings decide answers, where a probe of the run measured it."""
+    probes = ((known.metrics or {}).get("probes") or {}).get("faithfulness") or {}
+    found = probes.get(f"{known.name}/reason")
+    if found is None:
+        return (
+            "Whether a reasoning is why\n"
+            "  the model answered as it did was not measured (`evaluate.probes: [faithfulness]`)."
+        )
+    followed, changed = found["swap_other"]["followed"]["share"], found["mistake"]["changed"]["share"]
+    return (
+        f"Behind another row's\n  reasoning {_percent(followed)}% of the answers are that row's, and one mistake put "
+        f"into their own changes\n  {_percent(changed)}%; the run's report has the rest."
+    )
 
 
 def _line(text: str) -> str:

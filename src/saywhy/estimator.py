@@ -67,7 +67,7 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         rows_of_text = _texts(texts)
         check_consistent_length(rows_of_text, labels, *([] if reasonings is None else [reasonings]))
-        given = np.asarray(labels)
+        given = _labels(labels)
         classes: NDArray[Any] = np.unique(given)
         arm = self._arm(reasonings is not None)
         task = Task(name="texts", instruction=self.instruction, labels=_names(classes))
@@ -96,6 +96,9 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         name = self.arm if reasoned else "label_only"
         if self.mode is not None and self.mode not in MODES[name]:
             raise RequestError(f"mode {self.mode!r} is not taught to {name}; it has {', '.join(MODES[name])}")
+        if self.mode == "adaptive":
+            why = "needs a threshold, which `saywhy run` chooses on dev rows; fit has none, so name another mode"
+            raise RequestError(f"mode 'adaptive' {why}")
         told = dict(self.train or {})
         settings = Train.model_validate({"learning_rate": default_rate(self.base, told.get("lora")), **told})
         return Arm(name=name, arm=name, train=settings)  # type: ignore[arg-type]
@@ -185,6 +188,18 @@ def _kept(task: Task, rows: Sequence[Row], reasonings: Sequence[Any]) -> dict[st
         held = f"hold {REASONING_CUE!r} or {LABEL_CUE!r} and are left out"
         warnings.warn(f"{dropped} reasonings {held}; their rows teach the label alone", stacklevel=3)
     return kept
+
+
+def _labels(labels: Any) -> NDArray[Any]:
+    """Check and list labels (rows,). Raises RequestError for a table of them and for one that is missing."""
+    given = np.asarray(labels)
+    if given.ndim != 1:
+        raise RequestError(f"labels have the shape {given.shape}; give one for each text, in one dimension")
+    for at, label in enumerate(given.tolist()):
+        # The last is how pandas writes what is missing in its own types; it is equal to nothing, not even comparably.
+        if label is None or type(label).__name__ in ("NAType", "NaTType") or label != label:
+            raise RequestError(f"label {at} is missing ({label!r}); leave its row out")
+    return given
 
 
 def _names(classes: NDArray[Any]) -> tuple[str, ...]:

@@ -27,6 +27,9 @@ def save(folder: Path, arm: str, model: Any, encoder: Encoder, apart: tuple[Lora
     config = model.generation_config
     stops = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     known = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+    # A chat base may say that texts are drawn: whoever asks without a word about it is to get what we scored.
+    config.do_sample = False
+    config.temperature = config.top_p = config.top_k = None
     config.eos_token_id = [encoder.end, *(i for i in known if i != encoder.end)]
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

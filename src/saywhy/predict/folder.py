@@ -149,8 +149,12 @@ def _within(run: Path, arm: str | None, budget: Budget) -> Choice:
     if not names or document["recommended"] is None:
         raise RequestError(f"{run}: no answers to a dev split, so nothing tells what a budget buys; leave it out")
     task, metric = read_task(run / names[0].partition("/")[0]), document["recommended"]["metric"]
-    saved = {name: load_answers(run / "predictions" / f"{name.replace('/', '-')}-dev.parquet", task) for name in names}
-    dev, thresholds = within(task, saved, metric, budget)
+    # What adaptive mixes is written with it, also where it was not to be evaluated itself.
+    adaptive = [name.partition("/")[0] for name in names if name.endswith("/adaptive")]
+    mixed = [f"{name}/{mode}" for name in adaptive for mode in ("label", "reason")]
+    places = {name: run / "predictions" / f"{name.replace('/', '-')}-dev.parquet" for name in (*names, *mixed)}
+    answers, thresholds = within(task, {name: load_answers(at, task) for name, at in places.items()}, metric, budget)
+    dev = {name: answers[name] for name in names}
     kinds = {name: entry["arm"] for name, entry in arms.items() if "arm" in entry}
     chosen = recommend(task, dev, metric, seed=document["seed"], kinds=kinds, tokens=budget.tokens)
     folder, threshold = run / chosen["arm"], thresholds.get(chosen["arm"])

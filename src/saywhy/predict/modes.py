@@ -147,21 +147,23 @@ def _asked(
     found: dict[int, Prediction] = {}
     for places in batches(held, budget if lm.reads_trees else 0):
         some = [rows[at] for at in places]
-        batch = Batch(
-            classifier,
-            some,
-            [heads[at] for at in places],
-            [answers_of(classifier, row.choices) if row.choices else _known(shared) for row in some],
-            open_reading(lm.model, trunk, [np.append(heads[at], cue) for at in places]),
-            prune,
-            trunk_part,
-            *drawing,
-            watch,
+        # Batch and reading have no name here, so that they go before the next are made.
+        answers = way.ask(
+            Batch(
+                classifier,
+                some,
+                [heads[at] for at in places],
+                [answers_of(classifier, row.choices) if row.choices else _known(shared) for row in some],
+                open_reading(lm.model, trunk, [np.append(heads[at], cue) for at in places]),
+                prune,
+                trunk_part,
+                *drawing,
+                watch,
+            )
         )
-        answers = way.ask(batch)
         advance(len(places), sum(a.tokens for a in answers), "")
         # A model that reads alone reads its prompt again for every part of an answer.
-        prompts = [trunk_part + len(head) - known if lm.reads_trees else 0.0 for head in batch.heads]
+        prompts = [trunk_part + len(heads[at]) - known if lm.reads_trees else 0.0 for at in places]
         for at, prompt, one in zip(places, prompts, answers, strict=True):
             found[at] = replace(one, prompt_tokens=prompt)
     return [found[at] for at in range(len(rows))]
@@ -211,6 +213,7 @@ def mean(answers: Sequence[Prediction]) -> Prediction:
         tokens=sum(answer.tokens for answer in answers),
         forced=all(answer.forced for answer in texts),
         strict=read[0][0] if read else None,
+        pruned=float(pruned.mean()),
     )
 
 
