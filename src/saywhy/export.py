@@ -89,6 +89,7 @@ class Agreement:
 
     @property
     def share(self) -> float:
+        """Give the share of rows with the same label."""
         return 1 - len(self.other) / self.rows
 
 

@@ -109,6 +109,7 @@ class Candidate:
 
     @property
     def kept(self) -> bool:
+        """Tell whether no check has dropped it."""
         return not self.dropped_because
 
 

@@ -124,6 +124,7 @@ class Worker:
             os.chdir(folder)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Answer a batch of tasks, as Ray Data calls its actors."""
         return {"answer": [self.answer(str(task)) for task in batch["task"]]}
 
     def answer(self, text: str) -> str:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 
 def results(metrics: dict[str, Any]) -> Table:
+    """Show arms, modes and floors with their test figures, as metrics.json holds them."""
     n = next((s["n"] for s in metrics["floors"].values() if s), 0)
     table = Table(title=f"{metrics['task']['name']}: {n} test rows")
     for name in ("arm / mode", "accuracy", "95% interval", "macro F1", "mean recall", "tokens a row", "rows/s"):
@@ -77,4 +78,5 @@ def votes(counted: dict[str, Any]) -> list[str]:
 
 
 def percent(share: float | None) -> str:
+    """Write a share as a percentage, a dash where it is not known."""
     return "–" if share is None else f"{100 * share:.1f}%"

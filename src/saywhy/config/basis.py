@@ -18,10 +18,12 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 
 def to_tuple(value: Any) -> Any:
+    """Turn a list into a tuple and leave all else to be checked."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def one_or_more(value: Any) -> Any:
+    """Turn one text, or a list, into a tuple and leave all else to be checked."""
     return (value,) if isinstance(value, str) else to_tuple(value)
 
 

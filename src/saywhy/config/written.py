@@ -38,6 +38,7 @@ class CoreDumper(yaml.SafeDumper):
     yaml_implicit_resolvers = {**yaml.SafeDumper.yaml_implicit_resolvers, None: _CORE}  # noqa: RUF012
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Write what occurs twice twice: nobody reads anchors."""
         return True
 
 

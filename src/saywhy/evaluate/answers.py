@@ -142,6 +142,7 @@ class Arrays:
 
 
 def options_of(task: Task, choices: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Give what a row may be answered with: its own choices, or else the labels of the task."""
     return task.labels if choices is None else choices
 
 
@@ -159,6 +160,7 @@ def _in_order(task: Task, row: Row, prediction: Prediction) -> tuple[float, ...]
 
 
 def arrays_of(task: Task, answers: Answers) -> Arrays:
+    """Put answers into arrays, labels by their place among those that a row may have."""
     options = [options_of(task, own) for own in answers.choices]
     labels = max((len(x) for x in options), default=len(task.labels))
     probabilities = np.zeros((len(options), labels))

@@ -71,6 +71,7 @@ def measure_together(
 
 
 def check_metric(task: Task, metric: str) -> None:
+    """Raise RequestError for a metric that does not exist, or that this task does not have."""
     if metric not in metrics.METRICS:
         near = difflib.get_close_matches(metric, metrics.METRICS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(metrics.METRICS)}"
@@ -80,6 +81,7 @@ def check_metric(task: Task, metric: str) -> None:
 
 
 def mean(values: Sequence[float]) -> float | None:
+    """Give the mean, the same whatever the order of the values; None of none."""
     # fsum, because cost decides between systems that may have answered in another order.
     return math.fsum(values) / len(values) if values else None
 
@@ -108,5 +110,6 @@ def check_same_rows(systems: Mapping[str, Answers] | Mapping[str, Measured]) -> 
 
 
 def standard_error(a: Measured, b: Measured, metric: str) -> float:
+    """Give the paired standard error of the difference of two systems in a metric; 0 where it is not defined."""
     found = metrics.interval(a.resampled[metric] - b.resampled[metric])
     return 0.0 if found is None else found[2]

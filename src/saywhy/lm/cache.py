@@ -380,10 +380,12 @@ class Alone:
 
     @property
     def ends(self) -> Ints:
+        """Give the number of tokens of each row (b,)."""
         return np.array([len(path) for path in self.paths])
 
     @property
     def held(self) -> int:
+        """How many tokens the rows have together."""
         return sum(map(len, self.paths))
 
     @torch.inference_mode()

@@ -39,6 +39,7 @@ class Explorer:
 
     @property
     def keys(self) -> tuple[str, ...]:
+        """Give the keys of all systems."""
         return tuple(one.key for one in self.systems)
 
     @property

@@ -78,6 +78,7 @@ class Group:
 
     @property
     def task(self) -> Task:
+        """Give the task, which all runs share."""
         return self.runs[0].task
 
     @property

@@ -19,6 +19,7 @@ class Losses(torch.nn.Module):
         self.precision = precision
 
     def forward(self, pack: Pack) -> torch.Tensor:
+        """Give the weighted sum of the negative log-probabilities of a pack: a scalar, float32."""
         with autocast(self.model, self.precision):
             found = log_probs(self.model, pack)
         return -(torch.from_numpy(pack.weight).to(found) * found).sum()
