@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from saywhy.controls import Tokens
 from saywhy.data import half_character
 from saywhy.prompts import REASONER, Part, target
-from saywhy.records import RequestError
+from saywhy.records import LABEL_CUE, REASONING_CUE, RequestError
 from saywhy.trees import Branch
 
 MARKER = "%%the text of the row%%"
@@ -30,6 +30,7 @@ ANSWER_MARKER = "%%the answer%%"
 GUARDS = ("\n", "\t", "0", "~", "x")
 # No text needs more characters than this for each token of its room.
 CHARACTERS_A_TOKEN = 64
+CUES = (LABEL_CUE, REASONING_CUE)
 GOLDEN = "A text with a <|control|> look, 3 digits and ünïcode."
 
 
@@ -59,6 +60,7 @@ class Encoder:
     `plain` is a copy of the tokenizer in which control tokens are ordinary characters. `guard` is what a text is
     encoded behind where the tokenizer puts a word-start mark before whatever it is given, "" where it does not.
     `unknown` is the control token that stands for what the tokenizer cannot write: it alone may stand for text.
+    `steering` are the tokens that no row's text becomes: the controls, and the cues where they are tokens of their own.
     """
 
     tokenizer: Any
@@ -70,6 +72,7 @@ class Encoder:
     end: int
     controls: frozenset[int]
     unknown: int | None
+    steering: frozenset[int]
 
 
 def render(tokenizer: Any, instruction: str) -> Prompt:
@@ -167,7 +170,10 @@ def make_encoder(tokenizer: Any, prompt: Prompt) -> Encoder:
         after = tokenizer.backend_tokenizer.encode(prompt.after, add_special_tokens=False).ids
     end = int(tokenizer.convert_tokens_to_ids(prompt.end))
     known = frozenset([*controls.values(), end])
-    return Encoder(tokenizer, plain, guard, prompt, tuple(before), tuple(after), end, known, tokenizer.unk_token_id)
+    cues = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip() in CUES}
+    return Encoder(
+        tokenizer, plain, guard, prompt, tuple(before), tuple(after), end, known, tokenizer.unk_token_id, known | cues
+    )
 
 
 def _without_controls(backend: Tokenizer, controls: set[str]) -> Tokenizer:
@@ -198,18 +204,27 @@ def _behind(tokenizer: Tokenizer, guard: str, text: str) -> list[int] | None:
 
 def text_ids(encoder: Encoder, text: str) -> list[int]:
     """Encode a text as ordinary characters: no control token, and no space that is not in it."""
+    return _without(encoder, text, encoder.controls)
+
+
+def row_ids(encoder: Encoder, text: str) -> list[int]:
+    """Encode what a row brings, as `text_ids` does: a cue in it is none of the tokens that ask for an answer either."""
+    return _without(encoder, text, encoder.steering)
+
+
+def _without(encoder: Encoder, text: str, tokens: frozenset[int]) -> list[int]:
     if not text:
         return []
     for guard in GUARDS if encoder.guard else ("",):
         ids = _behind(encoder.plain, guard, text)
         if ids is not None:
-            spelt = [at for at, token in enumerate(ids) if token in encoder.controls and token != encoder.unknown]
-            return _apart(encoder, guard, text, [at - len(ids) for at in spelt]) if spelt else ids
+            spelt = [at for at, token in enumerate(ids) if token in tokens and token != encoder.unknown]
+            return _apart(encoder, guard, text, [at - len(ids) for at in spelt], tokens) if spelt else ids
     raise RequestError(f"the tokenizer joins {text[:40]!r} with whatever stands before it; use another base")
 
 
-def _apart(encoder: Encoder, guard: str, text: str, places: Sequence[int]) -> list[int]:
-    """Encode a text whose characters spell control tokens at `places` of its ids: each of those words is cut in two.
+def _apart(encoder: Encoder, guard: str, text: str, places: Sequence[int], tokens: frozenset[int]) -> list[int]:
+    """Encode a text whose characters spell some of `tokens` at `places` of its ids: each of those words is cut in two.
 
     Reading control tokens as characters is not enough where the vocabulary's own merges lead from those characters back
     to the token.
@@ -221,7 +236,7 @@ def _apart(encoder: Encoder, guard: str, text: str, places: Sequence[int]) -> li
             last = text[cut - 1]
             raise RequestError(f"the tokenizer knows {last!r} as a control token only; take it out of the text")
     parts = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
-    return [i for part in parts for i in text_ids(encoder, part)]
+    return [i for part in parts for i in _without(encoder, part, tokens)]
 
 
 def decode(encoder: Encoder, ids: Sequence[int]) -> str:
@@ -246,7 +261,7 @@ def prompt_ids(encoder: Encoder, pieces: Sequence[str]) -> tuple[list[int], bool
     text = _trimmed(encoder, "".join(pieces))
     room = encoder.prompt.room
     # A book is not encoded whole only to learn that it does not fit.
-    body = None if room and len(text) > CHARACTERS_A_TOKEN * room else text_ids(encoder, text)
+    body = None if room and len(text) > CHARACTERS_A_TOKEN * room else row_ids(encoder, text)
     was_cut = body is None or 0 < room < len(body)
     if body is None or was_cut:
         body = _cut(encoder, list(pieces), room)
@@ -283,7 +298,7 @@ def _body(encoder: Encoder, pieces: list[str], column: int, value: str, kept: in
     """Encode the pieces with `kept` characters of one column, half of them from its start and half from its end."""
     shortened = f"{value[: kept - kept // 2]} … {value[len(value) - kept // 2 :]}" if kept < len(value) else value
     text = "".join([*pieces[:column], shortened, *pieces[column + 1 :]])
-    return text_ids(encoder, _trimmed(encoder, text))
+    return row_ids(encoder, _trimmed(encoder, text))
 
 
 def golden_ids(encoder: Encoder) -> tuple[int, ...]:
