@@ -25,7 +25,7 @@ from saywhy import ReasoningClassifier, cli, predict
 from saywhy.lm import encode
 from saywhy.lm.cache import Reading
 from saywhy.lm.encode import Encoder, make_encoder, prompt_ids, render, text_ids
-from saywhy.predict import TextClassifier
+from saywhy.predict import TextClassifier, modes
 from saywhy.predict.texts import text_row
 from saywhy.records import Prediction, RequestError, Task
 
@@ -408,6 +408,28 @@ def test_the_tokens_that_are_held_at_one_time_are_bounded(
     rows = [text_row(task, f"text {at} " + "so " * (at % 17), f"{at}") for at in range(60)]
     answers = replace(door, max_tokens_in_flight=most).rows(rows, mode=mode)
     assert len(answers) == 60 and most / 4 < max(held) <= times * most
+
+
+@pytest.mark.parametrize("mode", ["label", "reason", "ensemble", "adaptive"])
+def test_labels_alone_are_scored_no_further_than_the_likeliest(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """That the label is the same whatever is left out is a property of scoring, tested with it."""
+    labels = tuple(f"the {first} {second} of it" for first in "abcd" for second in ("end", "start", "midst"))
+    door = replace(tiny.door(Task("parts", "Which part?", labels), limit=6), mode=mode)
+    texts = [f"text number {at} " + "so " * (at % 7) for at in range(24)]
+    pruned: list[float] = []
+
+    def noted(*told: Any, prune: float = modes.PRUNE, **more: Any) -> list[Prediction]:
+        pruned.append(prune)
+        return modes.answer(*told, prune=prune, **more)
+
+    monkeypatch.setattr("saywhy.predict.texts.answer", noted)
+    wanted = door(texts)
+    assert door.predict(texts) == [one.label for one in wanted]
+    # What abstains has to know how likely its label is.
+    unsure = replace(door, abstain_below=sorted(max(one.probabilities.values()) for one in wanted)[12])
+    assert unsure.predict(texts) == [None if one.abstained else one.label for one in unsure(texts)]
+    least = 1.0 if mode in ("label", "reason") else modes.PRUNE
+    assert pruned == [modes.PRUNE, least, modes.PRUNE, modes.PRUNE]
 
 
 def test_what_is_held_at_one_time_changes_no_answer(arm: Path) -> None:

@@ -25,6 +25,8 @@ ROWS_AT_ONCE = 2048
 BUDGET = 16384
 # A label is left out when its beginning is so much less likely than the best label (design: Labels are scored).
 PRUNE = 1e-4
+# With this nothing is read beyond what tells the likeliest label: of a trie's beginnings always the likeliest next.
+LIKELIEST = 1.0
 # Reasonings sampled for a vote, and how they are drawn: as the candidates of a teacher are by default.
 VOTES = 5
 VARIED = Sampling(temperature=0.8, top_p=0.95)
@@ -375,9 +377,8 @@ def calibrated(
     A prediction abstains where its label is then less likely than `abstain_below`, None for what the mode's own
     calibration says. Ratings get their expectation.
     """
-    entry = calibrated_as(mode)
-    temperature = classifier.temperatures.get(entry, 1.0)
-    below = classifier.abstain_below.get(entry, 0.0) if abstain_below is None else abstain_below
+    temperature = classifier.temperatures.get(calibrated_as(mode), 1.0)
+    below = abstaining(classifier, mode, abstain_below)
     scale = scale_of(classifier.task.labels) if classifier.task.ordinal else None
     for prediction in predictions:
         names = list(prediction.probabilities)
@@ -393,6 +394,11 @@ def calibrated(
             expected=None if scale is None else float(scaled[0] @ scale),
             abstained=probabilities[prediction.label] < below,
         )
+
+
+def abstaining(classifier: Classifier, mode: str, abstain_below: float | None) -> float:
+    """Give the probability below which a label abstains in a mode, 0 where none does."""
+    return classifier.abstain_below.get(calibrated_as(mode), 0.0) if abstain_below is None else abstain_below
 
 
 def calibrated_as(mode: str) -> str:
