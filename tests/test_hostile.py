@@ -26,6 +26,7 @@ from saywhy import ReasoningClassifier, cli, predict
 from saywhy.lm import bind
 from saywhy.lm import folder as model_folder
 from saywhy.lm.encode import (
+    CUES,
     Encoder,
     decode,
     make_encoder,
@@ -36,7 +37,6 @@ from saywhy.lm.encode import (
     text_ids,
 )
 from saywhy.lm.generate import Leaving
-from saywhy.lm.load import CUES
 from saywhy.predict import Classifier, TextClassifier
 from saywhy.prompts import Part, reasoner_pieces, row_pieces, target, task_instruction
 from saywhy.records import LABEL_CUE, REASONING_CUE, Prediction, RequestError, Row, Task

@@ -97,8 +97,9 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.mode is not None and self.mode not in MODES[name]:
             raise RequestError(f"mode {self.mode!r} is not taught to {name}; it has {', '.join(MODES[name])}")
         if self.mode == "adaptive":
-            why = "needs a threshold, which `saywhy run` chooses on dev rows; fit has none, so name another mode"
-            raise RequestError(f"mode 'adaptive' {why}")
+            raise RequestError(
+                "mode 'adaptive' needs a threshold, which `saywhy run` chooses on dev rows; fit has none: name another"
+            )
         told = dict(self.train or {})
         settings = Train.model_validate({"learning_rate": default_rate(self.base, told.get("lora")), **told})
         return Arm(name=name, arm=name, train=settings)  # type: ignore[arg-type]
@@ -196,8 +197,8 @@ def _labels(labels: Any) -> NDArray[Any]:
     if given.ndim != 1:
         raise RequestError(f"labels have the shape {given.shape}; give one for each text, in one dimension")
     for at, label in enumerate(given.tolist()):
-        # The last is how pandas writes what is missing in its own types; it is equal to nothing, not even comparably.
-        if label is None or type(label).__name__ in ("NAType", "NaTType") or label != label:
+        # NaN differs from itself; of pandas' own NA not even that can be asked.
+        if label is None or type(label).__name__ == "NAType" or label != label:
             raise RequestError(f"label {at} is missing ({label!r}); leave its row out")
     return given
 

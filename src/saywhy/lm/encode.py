@@ -30,7 +30,8 @@ ANSWER_MARKER = "%%the answer%%"
 GUARDS = ("\n", "\t", "0", "~", "x")
 # No text needs more characters than this for each token of its room.
 CHARACTERS_A_TOKEN = 64
-CUES = (LABEL_CUE, REASONING_CUE)
+# Of a base from scratch these are tokens.
+CUES = (f"\n{LABEL_CUE}", f"\n{REASONING_CUE}", LABEL_CUE, REASONING_CUE)
 GOLDEN = "A text with a <|control|> look, 3 digits and ünïcode."
 
 
@@ -170,7 +171,7 @@ def make_encoder(tokenizer: Any, prompt: Prompt) -> Encoder:
         after = tokenizer.backend_tokenizer.encode(prompt.after, add_special_tokens=False).ids
     end = int(tokenizer.convert_tokens_to_ids(prompt.end))
     known = frozenset([*controls.values(), end])
-    cues = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip() in CUES}
+    cues = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content in CUES}
     return Encoder(
         tokenizer, plain, guard, prompt, tuple(before), tuple(after), end, known, tokenizer.unk_token_id, known | cues
     )

@@ -20,10 +20,11 @@ from transformers import (
 )
 
 from saywhy.config import Scratch
+from saywhy.lm.encode import CUES
 from saywhy.lm.forward import PATHS, read_paths
 from saywhy.lm.last import spare_last
 from saywhy.lm.products import quick_products
-from saywhy.records import LABEL_CUE, REASONING_CUE, RequestError
+from saywhy.records import RequestError
 from saywhy.store import even_rights, sha256_folder
 
 ATTENTION = ("sdpa", PATHS, "eager", "flex_attention")
@@ -32,7 +33,6 @@ ALIBI_MODELS = {"bloom", "mpt"}
 # Recurrent models whose config names no layer types, and whose recurrence calls itself attention.
 RECURRENT_MODELS = {"rwkv"}
 SCRATCH_CONTEXT = 1024
-CUES = (f"\n{LABEL_CUE}", f"\n{REASONING_CUE}", LABEL_CUE, REASONING_CUE)
 
 
 def tokenizer_of(base: str | Path, trust_remote_code: bool = False) -> Any:

@@ -57,8 +57,9 @@ def _rounded(input: Tensor) -> Tensor:
     that had seen all lengths held 1.2 GB of code (LOG.md, 2026-11-30).
     """
     rows = input.flatten(0, -2)
-    step = 1 << max(0, len(rows).bit_length() - LEADING_BITS)
-    return functional.pad(rows, (0, 0, 0, -len(rows) % step))
+    more = -len(rows) % (1 << max(0, len(rows).bit_length() - LEADING_BITS))
+    # To pad with nothing would copy.
+    return functional.pad(rows, (0, 0, 0, more)) if more else rows
 
 
 def _product(layer: nn.Linear, input: Tensor, then: str = "none", how: str = "") -> Tensor:

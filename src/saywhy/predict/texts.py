@@ -15,7 +15,7 @@ from saywhy.data.read import Table
 from saywhy.data.rows import make_rows
 from saywhy.evaluate import Budget
 from saywhy.predict.folder import Classifier, check_mode, load, recommended_in
-from saywhy.predict.modes import BUDGET, LIKELIEST, Watch, abstaining, answer, calibrated, calibrated_as
+from saywhy.predict.modes import BUDGET, LIKELIEST, PRUNE, Watch, abstaining, answer, calibrated, calibrated_as
 from saywhy.records import Prediction, RequestError, Row, Task
 from saywhy.trees import Floats
 
@@ -76,12 +76,9 @@ class TextClassifier:
         Where none may abstain, labels are scored no further than it takes to know the likeliest: the same labels as
         those of all other methods, for fewer tokens.
         """
-        if self.mode not in SCORED_ONCE or abstaining(self.classifier, self.mode, self.abstain_below):
-            return [None if prediction.abstained else prediction.label for prediction in self._ask(texts, self.mode)]
-        found = answer(
-            self.classifier, self._rows_of(texts), self.mode, self.max_tokens_in_flight, prune=LIKELIEST
-        )
-        return [one.label for one in found]
+        alone = self.mode in SCORED_ONCE and not abstaining(self.classifier, self.mode, self.abstain_below)
+        found = self._answer(self._rows_of(texts), self.mode, prune=LIKELIEST if alone else PRUNE)
+        return [None if prediction.abstained else prediction.label for prediction in found]
 
     def predict_proba(self, texts: Iterable[Any]) -> Floats:
         """Give calibrated probabilities: (texts, labels) float64, in the order of `classes_`, each row with sum 1.
@@ -126,8 +123,10 @@ class TextClassifier:
     def _rows_of(self, texts: Iterable[Any]) -> list[Row]:
         return [text_row(self.classifier.task, text, str(at)) for at, text in enumerate(list_texts(texts))]
 
-    def _answer(self, rows: Sequence[Row], mode: str, title: str = "", watch: Watch | None = None) -> list[Prediction]:
-        found = answer(self.classifier, rows, mode, self.max_tokens_in_flight, title, watch=watch)
+    def _answer(
+        self, rows: Sequence[Row], mode: str, title: str = "", watch: Watch | None = None, prune: float = PRUNE
+    ) -> list[Prediction]:
+        found = answer(self.classifier, rows, mode, self.max_tokens_in_flight, title, prune=prune, watch=watch)
         return list(calibrated(self.classifier, found, mode, self.abstain_below))
 
 
