@@ -373,8 +373,9 @@ def test_the_check_finds_wrong_depths(precision: str, monkeypatch: pytest.Monkey
 def test_the_check_finds_parts_that_leak(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def leaking(pack: Pack, device: torch.device) -> trunk.Parts:
         found = trunk.parts_of(pack, device)
-        # Every path ends as the first one does.
-        return replace(found, paths=found.paths[:1].expand_as(found.paths))
+        # Every path ends as the first of its group does.
+        ends = (replace(paths, places=paths.places[:1].expand_as(paths.places)) for paths in found.paths)
+        return replace(found, paths=tuple(ends))
 
     monkeypatch.setattr(forward, "parts_of", leaking)
     with pytest.raises(WorkError, match=r"packs leak|packs are not exact"):

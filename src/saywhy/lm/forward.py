@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saywhy.lm.last import states_at
-from saywhy.lm.trunk import Parts, TwoParts, parts_of, trunk_size
+from saywhy.lm.trunk import Parts, TwoParts, alike, along, parts_of, trunk_size
 from saywhy.trees import Pack, allowed, padded, within_window
 
 # Logits of one slice hold this many numbers, whatever the vocabulary: 64 MiB in float32.
@@ -137,9 +137,10 @@ def in_parts(model: Any, pack: Pack) -> bool:
     if dropout or by_layer(model, lambda window: window) is not None:
         return False
     (rows, width), tokens, trunk = pack.paths.shape, pack.ids.size, trunk_size(pack)
-    cost = trunk * trunk / 2 + (tokens - trunk) * trunk + rows * (width - trunk) ** 2 / 2
+    own = [(len(some), length) for some, length in alike(pack, trunk)]
+    cost = trunk * trunk / 2 + (tokens - trunk) * trunk + sum(some * length**2 for some, length in own) / 2
     others = min(rows * width * width / 2, tokens * tokens)
-    return cost <= others and rows * (width - trunk) < MOST_REPEATED * tokens
+    return cost <= others and sum(some * length for some, length in own) < MOST_REPEATED * tokens
 
 
 def by_path(model: Any, pack: Pack) -> bool:
@@ -203,7 +204,7 @@ def attend_by_path(
         return _in_parts(query, key, value, parts, rest.get("scaling")), None
     if paths is None or home is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
-    rows = [_along(part, paths) for part in (query, key, value)]
+    rows = [along(part, paths) for part in (query, key, value)]
     band = None if attention_mask is None or attention_mask.numel() == 1 else attention_mask
     kind = query.dtype
     if query.device.type == "cpu":
@@ -263,12 +264,6 @@ def _in_parts(query: Tensor, key: Tensor, value: Tensor, parts: Parts, scale: fl
     with torch.autocast("cpu", enabled=False):
         found = TwoParts.apply(query.to(kind), key.to(kind), value.to(kind), parts, scale)
     return found[..., :size].transpose(1, 2).to(query.dtype)
-
-
-def _along(part: Tensor, paths: Tensor) -> Tensor:
-    """Gather (1, h, n, d) along paths (r, l): (r, h, l, d)."""
-    flat = part[0].transpose(0, 1)
-    return flat.index_select(0, paths.flatten()).unflatten(0, paths.shape).transpose(1, 2)
 
 
 def head(model: Any, hidden: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from saywhy.trees import Pack
+from saywhy.trees import Ints, Pack
 
 # The kernels of torch's own attention on a CPU, which tell the log-sum-exp that joining two parts needs.
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -18,16 +19,25 @@ _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A tree as a trunk of `size` tokens and, behind it, the positions of each path: `paths` (r, l), `real` alike.
+class Paths:
+    """Paths of about one length, without the trunk: their `places` (r, l) in the tree, `real` alike.
 
-    `real` is false where a short path is filled up. `home` (n - size,): the flat place in `paths` where each token
-    behind the trunk stands first.
+    `real` is false where a path that is shorter than the others is filled up.
+    """
+
+    places: Tensor
+    real: Tensor
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A tree as a trunk of `size` tokens and the paths behind it, those of about one length together.
+
+    `home` (n - size,): where each token behind the trunk stands first, counted through the places of all paths.
     """
 
     size: int
-    paths: Tensor
-    real: Tensor
+    paths: tuple[Paths, ...]
     home: Tensor
 
 
@@ -38,14 +48,28 @@ def trunk_size(pack: Pack) -> int:
     return int(differ[0]) if len(differ) else pack.paths.shape[1]
 
 
+def alike(pack: Pack, size: int) -> list[tuple[Ints, int]]:
+    """Group the paths of a tree by their length behind its first `size` tokens: rows and greatest length of each group.
+
+    Lengths are alike between two powers of two; what ends within the trunk is in no group.
+    """
+    assert pack.paths is not None
+    lengths = (pack.paths[:, size:] >= size).sum(1)
+    power = np.ceil(np.log2(np.maximum(lengths, 1)))
+    groups = [np.flatnonzero((power == one) & (lengths > 0)) for one in np.unique(power)]
+    return [(rows, int(lengths[rows].max())) for rows in groups if len(rows)]
+
+
 def parts_of(pack: Pack, device: torch.device) -> Parts:
     """Take a tree apart."""
-    assert pack.paths is not None and pack.home is not None
-    size, width = trunk_size(pack), pack.paths.shape[1]
-    rows, places = np.divmod(pack.home[size:], width)
-    behind = pack.paths[:, size:]
-    arrays = (behind, behind >= size, rows * (width - size) + places - size)
-    return Parts(size, *(torch.from_numpy(array).to(device) for array in arrays))
+    assert pack.paths is not None
+    size = trunk_size(pack)
+    places = [pack.paths[rows, size : size + length] for rows, length in alike(pack, size)]
+    flat = np.concatenate([part.ravel() for part in places]) if places else np.zeros(0, dtype=np.int64)
+    # What fills a path up is token 0, which the trunk has.
+    tokens, home = np.unique(flat, return_index=True)
+    paths = (Paths(*(torch.from_numpy(array).to(device) for array in (part, part >= size))) for part in places)
+    return Parts(size, tuple(paths), torch.from_numpy(home[tokens >= size]).to(device))
 
 
 class TwoParts(torch.autograd.Function):
@@ -60,14 +84,18 @@ class TwoParts(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: Parts, scale: float | None) -> Tensor:
         """Give (1, h, n, d) for `query`, `key`, `value` of that shape, on a CPU."""
         size, told = parts.size, {"scale": scale}
+        query, key, value = (_by_token(part).transpose(0, 1)[None] for part in (query, key, value))
         found, sums = _FORWARD(query[:, :, :size], key[:, :, :size], value[:, :, :size], 0.0, True, **told)
-        if parts.paths.numel():
+        if parts.paths:
             far, far_sums = _FORWARD(query[:, :, size:], key[:, :, :size], value[:, :, :size], 0.0, False, **told)
-            rows = [_along(part, parts.paths) for part in (query, key, value)]
-            near, near_sums = (_home(part, parts.home) for part in _FORWARD(*rows, 0.0, True, **told))
+            own = [
+                _FORWARD(*(along(part, paths.places) for part in (query, key, value)), 0.0, True, **told)
+                for paths in parts.paths
+            ]
+            near, near_sums = (_home(each, parts.home) for each in zip(*own, strict=True))
             joint = torch.logaddexp(far_sums, near_sums)
             far = far * (far_sums - joint).exp_()[..., None] + near * (near_sums - joint).exp_()[..., None]
-            found, sums = torch.cat([found, far], 2), torch.cat([sums, joint], 2)
+            found, sums = _behind(found, far), torch.cat([sums, joint], 2)
         ctx.save_for_backward(query, key, value, found, sums)
         ctx.parts, ctx.scale = parts, scale
         return found
@@ -81,33 +109,42 @@ class TwoParts(torch.autograd.Function):
         size = parts.size
         trunk = [part[:, :, :size] for part in (gradient, query, key, value, found, sums)]
         of_query, of_key, of_value = _BACKWARD(*trunk, 0.0, True, **told)
-        if not parts.paths.numel():
+        if not parts.paths:
             return of_query, of_key, of_value, None, None
         asking = [part[:, :, size:] for part in (gradient, query, found, sums)]
         far = _BACKWARD(asking[0], asking[1], trunk[2], trunk[3], asking[2], asking[3], 0.0, False, **told)
+        nothing = torch.zeros_like(far[0])
+        whole = [_behind(of_query, far[0]), _behind(of_key + far[1], nothing), _behind(of_value + far[2], nothing)]
         # A token has its gradient where it stands first, and a filled place no probability at all.
-        first = torch.zeros((parts.paths.numel(), *gradient.shape[1::2]), dtype=gradient.dtype)
-        first = first.index_copy_(0, parts.home, asking[0][0].transpose(0, 1)).unflatten(0, parts.paths.shape)
-        rows = [_along(part, parts.paths) for part in (query, key, value, found)]
-        joint = _along(sums[..., None], parts.paths)[..., 0].masked_fill(~parts.real[:, None], torch.inf)
-        near = _BACKWARD(first.transpose(1, 2), *rows, joint, 0.0, True, **told)
-        whole = [torch.cat([of_query, far[0]], 2), _longer(of_key + far[1], query), _longer(of_value + far[2], query)]
-        places = parts.paths.flatten()
-        for total, part in zip(whole, near, strict=True):
-            total[0].index_add_(1, places, part.transpose(0, 1).flatten(1, 2))
+        counts = [paths.places.numel() for paths in parts.paths]
+        first = torch.zeros((sum(counts), *gradient.shape[1::2]), dtype=gradient.dtype)
+        first = first.index_copy_(0, parts.home, _by_token(asking[0]))
+        for paths, given in zip(parts.paths, first.split(counts), strict=True):
+            rows = [along(part, paths.places) for part in (query, key, value, found)]
+            joint = along(sums, paths.places).masked_fill(~paths.real[:, None], torch.inf)
+            given = given.unflatten(0, paths.places.shape).transpose(1, 2)
+            near = _BACKWARD(given, *rows, joint, 0.0, True, **told)
+            for total, part in zip(whole, near, strict=True):
+                total[0].transpose(0, 1).index_add_(0, paths.places.flatten(), part.transpose(1, 2).flatten(0, 1))
         return whole[0], whole[1], whole[2], None, None
 
 
-def _along(part: Tensor, paths: Tensor) -> Tensor:
-    """Gather (1, h, n, d) along paths (r, l): (r, h, l, d)."""
-    return part[0].index_select(1, paths.flatten()).unflatten(1, paths.shape).transpose(0, 1)
+def _by_token(part: Tensor) -> Tensor:
+    """Lay (1, h, n, …) token by token, (n, h, …): so tokens are gathered as they lie."""
+    return part[0].transpose(0, 1).contiguous()
 
 
-def _home(part: Tensor, home: Tensor) -> Tensor:
-    """Take every token's result, (r, h, l, …), from where it stands first: (1, h, n, …)."""
-    return part.transpose(0, 1).flatten(1, 2).index_select(1, home)[None]
+def along(part: Tensor, places: Tensor) -> Tensor:
+    """Gather (1, h, n, …) along paths (r, l): (r, h, l, …)."""
+    return _by_token(part).index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
-def _longer(part: Tensor, like: Tensor) -> Tensor:
-    """Fill (1, h, t, d) up to the length of `like` with zeros."""
-    return torch.nn.functional.pad(part, (0, 0, 0, like.shape[2] - part.shape[2]))
+def _home(parts: Sequence[Tensor], home: Tensor) -> Tensor:
+    """Take every token's result from where it stands first: (1, h, n, …) of each group's (r, h, l, …)."""
+    flat = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts])
+    return flat.index_select(0, home).transpose(0, 1)[None]
+
+
+def _behind(part: Tensor, more: Tensor) -> Tensor:
+    """Lay tokens (1, h, n, d) behind others."""
+    return torch.cat([_by_token(part), _by_token(more)]).transpose(0, 1)[None]
