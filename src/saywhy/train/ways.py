@@ -26,7 +26,7 @@ from saywhy.trees import Branch, pack_alone, pack_rows, pack_trees
 LAYOUTS: dict[str, Lay] = {"tree": pack_trees, "rows": pack_rows, "alone": pack_alone}
 TIMED_STEPS = 2
 # A layout that computes so many times the tokens of another is not timed, nor is a way timed twice that took so many
-# times as long as another when both warmed up: the first of them pays for memory that nobody had taken before.
+# times as long as another.
 MOST_TOKENS = 4
 MOST_TIME = 1.5
 
@@ -86,10 +86,13 @@ def fastest(model: Any, branches: Sequence[Branch], settings: Train, pack_tokens
     places = {name: sum(pack.ids.size for pack in LAYOUTS[name](branches, pack_tokens)) for name in layouts}
     few = [name for name in layouts if places[name] <= MOST_TOKENS * min(places.values())]
     way = Way(few[0], attention_of(model), precisions[0], pack_tokens)
-    way = _fastest(model, branches, [replace(way, layout=name) for name in few])
-    way = _fastest(model, branches, [replace(way, precision=precision) for precision in precisions])
+    took: dict[Way, float] = {}
+    way = _fastest(model, branches, [replace(way, layout=name) for name in few], took)
+    way = _fastest(model, branches, [replace(way, precision=precision) for precision in precisions], took)
     if way.layout == "tree":
-        way = _fastest(model, branches, [replace(way, attention=name) for name in _attentions(model)])
+        way = _fastest(model, branches, [replace(way, attention=name) for name in _attentions(model)], took)
+    if took:
+        say("measured a step: " + ", ".join(f"{way} {seconds:.3f} s" for way, seconds in took.items()))
     return way
 
 
@@ -117,17 +120,20 @@ def _attentions(model: Any) -> list[str]:
         return [own]
 
 
-def _fastest(model: Any, branches: Sequence[Branch], ways: Sequence[Way]) -> Way:
+def _fastest(model: Any, branches: Sequence[Branch], ways: Sequence[Way], took: dict[Way, float]) -> Way:
+    """Find the fastest of some ways; `took` holds the seconds of those timed before, and takes in the others."""
     if len(ways) == 1:
         return ways[0]
-    took = {way: _seconds(model, branches, way) for way in ways}
-    # The first round only warms up; the ways take turns, so that a slow moment hits them all.
-    left = [way for way in ways if took[way] <= MOST_TIME * min(took.values())]
+    if not took:
+        # Whoever comes first pays for memory that nobody had taken before.
+        _seconds(model, branches, ways[0])
+    took |= {way: _seconds(model, branches, way) for way in ways if way not in took}
+    left = [way for way in ways if took[way] <= MOST_TIME * min(took[one] for one in ways)]
     if len(left) > 1:
+        # They take turns, so that a slow moment hits them all.
         rounds = [{way: _seconds(model, branches, way) for way in left} for _ in range(TIMED_STEPS)]
         took |= {way: min(one[way] for one in rounds) for way in left}
     model.zero_grad()
-    say("measured a step: " + ", ".join(f"{way} {seconds:.3f} s" for way, seconds in took.items()))
     return min(left, key=lambda way: took[way])
 
 
