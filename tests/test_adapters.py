@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 import tiny
 import toy
@@ -394,6 +395,26 @@ def test_an_adapter_moves_together_with_its_base_and_with_no_other(both_ways: Pa
     known = store.read_json(folder / "base.json")
     store.write_json(folder / "base.json", {**known, "base": str(tmp_path / "whole")})
     model_folder.load(folder)
+
+
+def test_an_adapter_of_some_layers_is_loaded_into_these(base: Path, tmp_path: Path) -> None:
+    lora = Lora(rank=4, alpha=8, targets=("q_proj", "1.mlp.up_proj"))
+    found = []
+    for save in ("adapter", "merged"):
+        plan = course(base, save=save)
+        plan = replace(plan, settings=plan.settings.model_copy(update={"lora": lora}))
+        (folder := tmp_path / save).mkdir()
+        train_folder.train(folder, plan, LESSONS, "arm")
+        found.append(logits(model_folder.load(folder)[1].model))
+    assert torch.equal(*found)
+    told = store.read_json(tmp_path / "adapter" / "adapter_config.json")
+    assert "model.layers.1.mlp.up_proj" in told["target_modules"]
+
+
+def test_a_base_without_linear_layers_has_no_place_for_an_adapter() -> None:
+    model = AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64, n_positions=64))
+    with pytest.raises(RequestError, match="a base of the type gpt2 has no linear layers that an adapter fits"):
+        adapters.attach(model, SMALL, 0)
 
 
 def test_a_base_elsewhere_is_named_by_its_whole_path(base: Path, tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ REPLIES: dict[str, tuple[bytes, str, str, bool]] = {
 }
 
 
+def test_half_a_character_is_written_out() -> None:
+    found = read_completion(completion("so \ud83d it is"), 20, None).draft
+    assert found.reasoning == "so \\ud83d it is" and found.reasoning.encode()
+
+
 @pytest.mark.parametrize(("body", "text", "failed", "cut"), REPLIES.values(), ids=REPLIES)
 def test_how_an_answer_is_read(body: bytes, text: str, failed: str, cut: bool) -> None:
     draft = read_completion(body, 20, Price(input=1.0, output=1.0)).draft

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import tiny
 from saywhy import machine, store
+from saywhy.lm import adapters
 from saywhy.lm.forward import log_probs
 from saywhy.records import RequestError, WorkError
 from saywhy.train import failures, loop, memory
@@ -236,10 +237,39 @@ def test_packs_shrink_until_they_fit(said: Said) -> None:
     assert "the system may kill it; close other programs or take a smaller base" in said()
 
 
+def test_a_row_that_fits_nowhere_is_named(said: Said) -> None:
+    losses = Losses(tiny.model("llama"), "float32")
+    branches = [branch for example in EXAMPLES * 9 for branch in example.branches]
+    fixed, each = memory.step_bytes(losses, pack_trees, branches, 512)
+    free = int((fixed + each * 600) / memory.PLANNED)
+    assert memory.fitting(losses, pack_trees, branches, 512, lambda: free, ("r7", 590)) == 512 and not said()
+    assert memory.fitting(losses, pack_trees, branches, 512, lambda: free, ("r7", 620)) == 512
+    assert "row r7 has 620 tokens, needs about" in said()
+
+
+def test_layers_that_are_computed_again_keep_less(said: Said) -> None:
+    branches = [branch for example in EXAMPLES * 9 for branch in example.branches]
+    model = tiny.model("llama")
+    fixed, each = memory.step_bytes(Losses(model, "float32"), pack_trees, branches, 512)
+    free = int((fixed + each * 256) / memory.PLANNED) + 1
+    assert memory.fitting(Losses(model, "float32"), pack_trees, branches, 512, lambda: free) == 256
+    adapters.prepare(model, settings(gradient_checkpointing=True), 0)
+    assert memory.fitting(Losses(model, "float32"), pack_trees, branches, 512, lambda: free) > 256
+    layers, width = model.config.num_hidden_layers, model.config.hidden_size
+    less = memory.recomputed(each, model.config)
+    assert less == pytest.approx(each / layers + memory.PEAK * 4 * width * layers) and less < each
+
+
+def test_what_does_not_fit_beside_a_step_is_named() -> None:
+    full = r"arm: the GPU's memory is full with the optimizer \(CUDA out of memory\); set lora, take a smaller base"
+    with pytest.raises(WorkError, match=full), memory.enough("arm", "the optimizer"):
+        raise torch.OutOfMemoryError("CUDA out of memory\nmore")
+
+
 def test_a_training_keeps_its_packs_where_memory_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
-    monkeypatch.setattr(memory.fitting, "__defaults__", (lambda: 1_500_000,))
+    monkeypatch.setattr(memory.fitting, "__defaults__", (lambda: 1_500_000, ("", 0)))
     trained, weights = run(tmp_path / "a", settings(pack_tokens=256, checkpoint_every=3))
     assert 16 <= trained.pack_tokens < 256 and "are free" in said()
     monkeypatch.undo()

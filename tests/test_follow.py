@@ -11,7 +11,7 @@ import pytest
 import tiny
 import toy
 from saywhy import pipeline, store
-from saywhy.config import Train
+from saywhy.config import Lora, Train
 from saywhy.records import RequestError
 from saywhy.train import follow
 from saywhy.train.follow import Trackers, followed
@@ -47,6 +47,12 @@ def test_without_trackers_nothing_is_written(tmp_path: Path) -> None:
         with followed(trackers, "arm", Train()) as log:
             log(1, {"loss": 1.0})
     assert not (tmp_path / "trackers").exists()
+
+
+def test_settings_are_told_as_numbers_and_texts() -> None:
+    facts = follow._flat(settings(lora=Lora(rank=4, targets=("q_proj", "v_proj"))).model_dump(mode="json"))
+    assert facts["lora.rank"] == 4 and facts["lora.targets"] == "q_proj, v_proj" and facts["steps"]
+    assert all(isinstance(value, str | int | float) for value in facts.values())
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(

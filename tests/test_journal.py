@@ -89,6 +89,22 @@ def test_a_set_aside_journal_keeps_its_answers_in_one_file(tmp_path: Path) -> No
         assert journal.answers(book, [b"k"])[b"k"].reasoning == "attempt 2"
 
 
+def test_answers_are_taken_over_from_another_run_for_nothing(tmp_path: Path) -> None:
+    with journal.opened(tmp_path / "one") as book:
+        journal.keep(book, [ANSWER, replace(ANSWER, key=b"l", reasoning="", failed="busy")])
+        journal.keep_figures(book, {b"f": {"support": 0.5}})
+    (tmp_path / "none").write_bytes(b"no journal at all" * 99)
+    sqlite3.connect(tmp_path / "empty").close()
+    with journal.opened(tmp_path / "two") as book:
+        journal.keep(book, [replace(ANSWER, key=b"own", cost=2.0)])
+        for name in ("none", "one", "empty", "one"):
+            journal.take_over(book, tmp_path / name)
+        found = journal.answers(book, [b"k", b"l", b"own"])
+        assert found[b"k"] == replace(ANSWER, seconds=0.0, cost=0.0) and set(found) == {b"k", b"own"}
+        assert journal.figures(book, [b"f"]) == {b"f": {"support": 0.5}} and journal.failures(book) == {}
+        assert journal.spent(book)["reasoner"]["cost"] == 2.0
+
+
 def test_what_is_no_journal_is_refused_and_left_alone(tmp_path: Path) -> None:
     other = tmp_path / "notes"
     other.write_text("these are notes, and many of them\n" * 100)

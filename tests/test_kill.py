@@ -173,6 +173,28 @@ def test_stopped_between_two_steps_a_run_ends_with_the_same_figures(
     assert journalled(done.folder, "done").keys() == journalled(quick_run.folder, "done").keys()
 
 
+def test_a_training_that_was_whole_is_not_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between the model's last file and its stamp."""
+    from saywhy.train import loop
+
+    data = toy.write_data(tmp_path / "data")
+    changes = settings() | {"reasonings__teacher": [], "classifier__arms": ["label_only"]}
+    step, taken = loop._step, []
+
+    def counting(*given: Any) -> float:
+        taken.append(None)
+        return step(*given)
+
+    monkeypatch.setattr(loop, "_step", counting)
+    with monkeypatch.context() as patch:
+        stop_once(patch, "saywhy.store", "_finish", 2, False)
+        with pytest.raises(KeyboardInterrupt):
+            toy.run(data, tmp_path / "run", **changes)
+    assert len(taken) == 9 and (tmp_path / "run" / ".label_only.partial" / "trained_on.parquet").exists()
+    done = toy.run(data, tmp_path / "run", **changes)
+    assert len(taken) == 9 and done.metrics["arms"]["label_only"]["train"]["steps"] == 9
+
+
 def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps before the checkpoint are not taken again."""
     from saywhy.train import loop

@@ -380,7 +380,11 @@ def stop_at(patch: pytest.MonkeyPatch, room: str, name: str, at: int) -> None:
 
 
 def test_what_a_server_answered_is_never_paid_twice(
-    tmp_path: Path, base: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    base: Path,
+    serve: Callable[..., Server],
+    monkeypatch: pytest.MonkeyPatch,
+    said: Callable[[], str],
 ) -> None:
     monkeypatch.setattr(stream, "ROWS_PER_SLICE", 3)
     server = serve(right)
@@ -388,6 +392,7 @@ def test_what_a_server_answered_is_never_paid_twice(
     server.dies_at = 6
     with pytest.raises(KeyboardInterrupt):
         label(told(tmp_path, base, **API))
+    assert f"{len(TEXTS)} requests, about" in said(), "what it will take is said before anything is asked"
     server.dies_at = 0
     path, _ = label(told(tmp_path, base, **API))
     assert [row["label"] for row in records_of(path)] == [LABEL_OF[text.split()[-1]] for text in TEXTS]

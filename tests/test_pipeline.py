@@ -646,6 +646,11 @@ def test_arms_with_names_and_settings_of_their_own(tmp_path: Path) -> None:
     share = facts["longer"]["tokens"] / facts["reason_then_label"]["tokens"]
     assert 0.7 < share < 1.3
     assert "longer/label" in {row["a"] for row in done.metrics["comparisons"]}
+    # Neither the layout that a machine is faster with nor a want of memory changes what is compared.
+    for change in ({"layout": "rows"}, {"pack_tokens": 16}):
+        train = {**toy.quick()["classifier__train"], **change}
+        other = toy.run(done.data, tmp_path / "other", **toy.quick(classifier__arms=arms, classifier__train=train))
+        assert other.metrics["arms"]["longer"]["train"]["steps"] == facts["longer"]["steps"]
 
 
 def test_each_row_may_bring_its_own_choices(tmp_path: Path) -> None:

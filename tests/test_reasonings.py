@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -236,6 +238,15 @@ def test_failures_are_recorded_and_asked_again(tmp_path: Path) -> None:
     assert {row["reasoning"] for row in rows if row["kept"]} == {*(f"said r{i}" for i in (0, 1, 3, 4)), "w r2 0"}
 
 
+def test_a_part_whose_questions_failed_is_asked_again_once_the_server_works(tmp_path: Path) -> None:
+    down = writer("w", lambda q: Draft("", failed="too long for the model"), remote=True)
+    said = r"not_answered 5.*Mostly there was no answer: too long for the model; the same command asks"
+    with pytest.raises(WorkError, match=said):
+        write(tmp_path, [down], candidates=1, max_tries=1)
+    rows = write(tmp_path, [writer("w", says("w"), remote=True)], candidates=1, max_tries=1)
+    assert [row["kept"] for row in rows] == [True] * len(ROWS)
+
+
 def test_a_remote_answer_is_kept_before_the_next_one_comes(tmp_path: Path) -> None:
     def dies(q: Question) -> Draft:
         if q.row_id == "r3":
@@ -319,6 +330,24 @@ def test_several_teachers_are_merged_by_one(tmp_path: Path) -> None:
     )
 
 
+def test_progress_counts_what_a_merger_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: dict[str, list[float]] = {}
+
+    @contextmanager
+    def track(title: str, total: int, unit: str, show: bool = True) -> Iterator[Any]:
+        bars[title] = [total, 0]
+
+        def advance(done: int, tokens: float, note: str) -> None:
+            bars[title][1] += done
+
+        yield advance
+
+    monkeypatch.setattr(writing, "track", track)
+    two = [writer("v", says("v")), writer("w", says("w"))]
+    write(tmp_path, two, merger=writer("merge:m", says("m")), candidates=2)
+    assert bars["reasonings: written"] == [5 * 2 * 3, 5 * 2 * 3]
+
+
 def test_the_best_is_kept_by_support_and_then_by_likelihood(tmp_path: Path) -> None:
     known = {"w r0 0": (0.5, -2.0), "w r0 1": (0.9, -3.0), "w r0 2": (0.9, -1.0)}
     measured: list[str] = []
@@ -361,6 +390,18 @@ def test_rare_classes_are_topped_up_with_other_reasonings(tmp_path: Path) -> Non
     assert reasonings.kept_weights(kept, 1) == {"r3": 4, "r7": 3}
     # Nobody else was asked for more.
     assert max(int(str(row["index"])) for row in told if row["label"] == "a") == 1
+
+
+def test_rows_that_are_left_out_count_in_no_share(tmp_path: Path) -> None:
+    rows = [Row(f"r{i}", f"text {i}", "b" if i < 6 else "a") for i in range(12)]
+    half = writer("w", lambda q: Draft("" if q.row_id in ("r3", "r4", "r5") else f"w {q.row_id} {q.index}"))
+    for way, more in (("label_only", 0), ("leave_out", 3)):
+        again = tmp_path / way
+        again.mkdir()
+        write(again, [half], rows=rows, candidates=2, max_tries=1, top_up=1.0, without_reasoning=way)
+        kept = reasonings.read_kept(again / "reasonings")
+        # Three of six rows of b are left out, so the other three are to weigh as much as the six of a.
+        assert sum(len(some) for name, some in kept.items() if name in ("r0", "r1", "r2")) == 3 + more
 
 
 def test_a_class_that_has_nothing_to_say_is_not_asked_for_ever(tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ FLOORS = {
     5: {"train", "teachers", "predict", "doctor"},
     6: {"reasoner", "reasonings", "support", "classifier", "encoder", "probe", "export", "spread"},
     7: {"pipeline"},
-    8: {"study", "estimator", "demo", "dryrun", "labelling"},
-    9: {"cli"},
+    8: {"study", "estimator", "demo", "labelling"},
+    9: {"dryrun"},
+    10: {"cli"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 WITH_MODELS = {

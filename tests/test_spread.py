@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -149,6 +150,43 @@ def test_an_error_of_a_teacher_ends_the_work_and_answers_are_kept(tmp_path: Path
         assert 0 < answers <= most
         # Of a local teacher no group is kept in part.
         assert remote or answers % 4 == 0
+
+
+def test_what_other_workers_were_told_by_a_server_is_kept(tmp_path: Path) -> None:
+    """One worker ends with its first task; the other has been asked meanwhile, and is paid."""
+    asked: list[str] = []
+
+    def ends(group: Group) -> Iterator[tuple[int, Draft]]:
+        raise WorkError("the quota is spent")
+        yield
+
+    def works(group: Group) -> Iterator[tuple[int, Draft]]:
+        for at, q in enumerate(group):
+            asked.append(q.row_id)
+            yield at, Draft(f"said {q.row_id}")
+
+    def deal(writer: Writer, tasks: Sequence[str]) -> Iterator[str]:
+        crew = [Worker(lambda one=one: one, ".", VERSION, lambda: 1, 9) for one in (ends, works)]  # type: ignore[misc]
+        for at, task in enumerate(tasks[:20]):
+            yield crew[at % 2].answer(task)
+
+    with pytest.raises(WorkError, match="the quota is spent"):
+        write(tmp_path, [spread(deal, Writer("w", {}, lambda: works, at_once=4, remote=True))])
+    assert len(asked) == 10 and spent(tmp_path)["w"]["answers"] == 10
+
+
+def test_a_worker_that_ended_asks_nobody_else() -> None:
+    calls: list[int] = []
+
+    def ends(group: Group) -> Iterator[tuple[int, Draft]]:
+        calls.append(1)
+        raise WorkError("the quota is spent")
+        yield
+
+    worker = Worker(lambda: ends, ".", VERSION, lambda: 1, 9)
+    task = json.dumps({"group": 0, "places": [0], "questions": [["r0", ["", "text"], 0]]})
+    found = [json.loads(worker.answer(task))["error"] for _ in range(3)]
+    assert found == [["WorkError", "the quota is spent"]] * 3 and calls == [1]
 
 
 def test_answers_of_a_server_go_one_by_one(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,11 @@ import pytest
 import toy
 from faulty import Act, completion, serving
 from saywhy import cli, journal, pipeline, prompts, reasonings, store
+from saywhy.checks import Check
 from saywhy.data import read
+from saywhy.pipeline import measures
 from saywhy.pipeline.stage import worked_lessons
+from saywhy.pipeline.writers import reckoned, writers
 from saywhy.records import Candidate, RequestError, Row, Task
 from test_pipeline import events, trained_on
 
@@ -114,6 +119,80 @@ def test_scorers_that_learnt_nothing_are_not_believed(tmp_path: Path, capsys: py
 def answers(run: Path) -> dict[str, Any]:
     with journal.opened(run / journal.FILE) as book:
         return journal.spent(book)
+
+
+def test_scorers_are_tried_on_rows_of_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is sorted by label begins with one class, of which always the same label is right."""
+    rows = tuple(Row(f"r{i}", f"text {i}", "ab"[i // 300]) for i in range(600))
+    first = {row.id: ("why",) for row in rows}
+    data = SimpleNamespace(train=rows, task=Task("t", "?", ("a", "b")))
+    this: Any = SimpleNamespace(data=data, config=SimpleNamespace(seed=0))
+    some: Any = None
+
+    def saying(wins: Callable[[Row], str | None]) -> str:
+        def told(book: Any, how: Any, pairs: list[tuple[Row, str]]) -> list[dict[str, Any]]:
+            return [{"wins": wins(row)} for row, _ in pairs]
+
+        monkeypatch.setattr(measures.reasonings, "measures", told)
+        return measures._learnt_nothing(this, some, some, first)
+
+    assert saying(lambda row: row.label) == ""
+    assert "128 of 256 rows" in saying(lambda row: "a")
+
+
+def test_another_student_counts_tokens_anew(tmp_path: Path) -> None:
+    data = toy.write_data(tmp_path / "data")
+    for vocabulary, times in ((400, 1), (300, 2)):
+        changes = toy.quick(base__scratch={"width": 64, "layers": 1, "vocabulary": vocabulary, "heads": 2})
+        pipeline.run(toy.load(data, **changes), tmp_path / "run", until="reason")
+        assert events(tmp_path / "run")["reasonings"] == times
+
+
+def test_a_check_with_another_limit_is_another_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def longer_than(limit: int, least: int = 0) -> Check:
+        def too_long(task: Task, row: Row, candidate: Candidate, at_least: int = least) -> bool:
+            return len(candidate.reasoning) > max(limit, at_least)
+
+        return too_long
+
+    same = {pipeline._identity(longer_than(3)) for _ in range(2)}
+    assert len(same) == 1
+    assert len({*same, pipeline._identity(longer_than(4)), pipeline._identity(longer_than(3, 5))}) == 3
+
+
+def test_a_server_is_known_by_the_address_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = toy.write_data(tmp_path / "data")
+    config = toy.load(data, reasonings__teacher="api", reasonings__api={"model": "m"})
+    found = []
+    for address in ("", "http://one:1/v1", "http://two:2/v1"):
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        found.append(writers(config, read(config), None, None)[0].identity["base_url"])
+    assert found == [None, "http://one:1/v1", "http://two:2/v1"]
+
+
+def test_what_asking_takes_says_that_more_may_be_asked(tmp_path: Path) -> None:
+    data = toy.write_data(tmp_path / "data")
+    told = {"model": "m", "base_url": "http://localhost:1/v1", "price": {"input": 1.0, "output": 1.0}}
+    for tries, said in ((1, "currency of the price."), (3, "asked again, which at most makes it 3 times")):
+        config = toy.load(data, reasonings__teacher="api", reasonings__api=told, reasonings__max_tries=tries)
+        (line,) = reckoned(config, read(config))
+        assert said in line and ("again" in line) == (tries > 1)
+
+
+def test_runs_beside_each_other_ask_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = toy.write_data(tmp_path / "data")
+    first, second = tmp_path / "cells" / "first", tmp_path / "cells" / "second"
+    told = toy.with_reasoner()
+    pipeline.run(toy.load(data, **told), first, until="reason", beside=first.parent)
+    paid = answers(first)["reasoner"]
+
+    def never(*given: object) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr("saywhy.reasoner.teacher", never)
+    pipeline.run(toy.load(data, **told | {"reasonings__per_row": 2}), second, until="reason", beside=first.parent)
+    assert events(second)["reasonings"] == 1 and paid["seconds"] > 0
+    assert answers(second)["reasoner"] == {**paid, "attempts": paid["answers"], "seconds": 0.0}
 
 
 def test_resuming_uses_answers_asks_failures_again_or_begins_anew(quick_run: toy.Done, tmp_path: Path) -> None:

@@ -537,6 +537,18 @@ def test_a_stamped_partial_is_unfinished_again(tmp_path: Path) -> None:
     assert store.is_done(tmp_path / "stage", "one")
 
 
+def test_what_is_opened_again_begins_with_nothing(tmp_path: Path) -> None:
+    make(tmp_path / "stage", "one", {"a": "1"})
+    with pytest.raises(KeyError), store.build(tmp_path / "stage", "two") as partial:
+        (partial / "half").write_text("done")
+        raise KeyError
+    store.reopen(tmp_path / "stage")
+    assert not partial.exists() and not store.is_done(tmp_path / "stage", "one")
+    with store.build(tmp_path / "stage", "two") as partial:
+        assert sorted(all_files(partial)) == [store.BEGAN]
+    store.reopen(tmp_path / "never built")
+
+
 def test_what_killed_writes_left_does_not_travel(tmp_path: Path) -> None:
     left = f".a.{dead_pid()}-00{store.TEMPORARY}"
     with store.build(tmp_path / "stage", "one") as partial:

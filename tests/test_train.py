@@ -21,7 +21,7 @@ import tiny
 from saywhy.config import Train
 from saywhy.lm import folder as model_folder
 from saywhy.lm.encode import text_ids
-from saywhy.lm.forward import PATHS, log_probs
+from saywhy.lm.forward import FLEX, PATHS, log_probs
 from saywhy.prompts import REASONER, target, targets
 from saywhy.records import RequestError, WorkError
 from saywhy.train import checkpoints, optimizers, ways
@@ -439,6 +439,19 @@ def test_a_way_that_is_hopeless_when_it_warms_up_is_not_timed_again(
     assert slow not in (trained.layout, trained.precision)
     assert sum(slow in way for way in asked) == 1
     assert len(asked) == 4 + 2 * ways.TIMED_STEPS
+
+
+def test_flex_attention_is_compiled_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def seconds(_model: Any, _branches: Any, way: ways.Way) -> float:
+        asked.append(way.attention)
+        compiled = asked.count(FLEX) > 1
+        return 1.0 if way.attention != FLEX else 0.5 if compiled else 90.0
+
+    monkeypatch.setattr(ways, "_seconds", seconds)
+    some = [ways.Way("tree", name, "float32", 2048) for name in (PATHS, FLEX)]
+    assert ways._fastest(tiny.model("llama"), EXAMPLES[0].branches, some, {}).attention == FLEX
 
 
 def test_a_layout_that_computes_many_times_the_tokens_is_not_even_tried(

@@ -29,6 +29,8 @@ from saywhy.trees import pack_trees
 METRICS = {"macro_f1": macro_f1, "accuracy": accuracy, "mean_recall": mean_recall}
 # Steps that are laid out to learn how many tokens one takes.
 SAMPLED_STEPS = 8
+# Packs of this size count what arms of equal tokens compute, whatever packs they are trained with.
+MATCHED_TOKENS = 2048
 
 
 def lessons(
@@ -168,13 +170,22 @@ def score(task: Task, rows: Sequence[Row], answers: Sequence[str], metric: str) 
     return float(METRICS[metric](count(gold, given, len(task.labels))))
 
 
-def matched(plan: Course, taught: Sequence[Lesson], match: str | None, steps: int, tokens: int) -> Course:
-    """Give a course as many steps as another arm takes, or as make its computed tokens those of that arm."""
-    if match == "steps":
-        return replace(plan, settings=plan.settings.model_copy(update={"steps": steps}))
+def matched(
+    plan: Course,
+    taught: Sequence[Lesson],
+    match: str | None,
+    steps: int,
+    other: tuple[Course, Sequence[Lesson]],
+) -> Course:
+    """Give a course as many steps as another arm takes, or as make its tokens those that the other takes in `steps`."""
+    if match == "tokens":
+        steps = max(1, round(steps * _tokens_of_step(*other) / _tokens_of_step(plan, taught)))
+    return replace(plan, settings=plan.settings.model_copy(update={"steps": steps}))
+
+
+def _tokens_of_step(plan: Course, taught: Sequence[Lesson]) -> float:
+    """Count the tokens of a step as trees of one size: neither layout nor memory may change what arms are compared."""
     examples = encode(plan, taught).examples
     sampled = plan_steps(examples, plan.settings, plan.seed)[:SAMPLED_STEPS]
     laid = [[branch for row in step for branch in examples[row].branches] for step in sampled]
-    each = [packs_tokens(pack_trees(branches, plan.settings.pack_tokens)) for branches in laid]
-    wanted = max(1, round(tokens / (sum(each) / len(each))))
-    return replace(plan, settings=plan.settings.model_copy(update={"steps": wanted}))
+    return sum(packs_tokens(pack_trees(branches, MATCHED_TOKENS)) for branches in laid) / len(laid)

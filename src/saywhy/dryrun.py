@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from saywhy import classifier, controls, reasoner
+from saywhy import classifier, controls, labelling, reasoner
 from saywhy.config import GIVEN as GIVEN_TEACHERS
 from saywhy.config import Arm, Config, FromScratch, Labelling, needed_base, resolve_path
 from saywhy.data import Data, read, read_examples, task_of
@@ -26,18 +26,16 @@ from saywhy.machine import free_bytes
 from saywhy.pipeline import NEEDS_REASONINGS, missing, refuse_early
 from saywhy.pipeline.measures import course, scorer_courses
 from saywhy.pipeline.stage import scratch_texts, worked_lessons
-from saywhy.pipeline.writers import api_of, reckoned
+from saywhy.pipeline.writers import reckoned
 from saywhy.prompts import (
     MERGE_INSTRUCTION,
     labelling_instruction,
     merge_instruction,
     merged_question,
     reasoner_instruction,
-    row_pieces,
     row_question,
 )
 from saywhy.records import RequestError
-from saywhy.teachers import Question, cost
 from saywhy.train.folder import Course, Encoded, Lesson, encode
 from saywhy.train.memory import gib
 from saywhy.train.probe import probe
@@ -110,13 +108,8 @@ def _show_labelling(console: Console, config: Config, settings: Labelling) -> No
             console.print(Text(f"\n{_shortened(row.text)}"))
     names = ", ".join(settings.teachers)
     console.print(f"{len(settings.teachers) * len(settings.asked)} answers a text, from {names} with each prompt.")
-    for name in settings.teachers:
-        if (api := api_of(config, name)) is not None:
-            for prompt in settings.asked:
-                rows = rows_to_predict(open_table(settings.data, config.folder), config.task)
-                questions = (Question(row.id, row_pieces(row), 0) for _, row in rows)
-                reckoning = cost.estimate(questions, told[prompt], settings.sampling, api.price)
-                console.print(f"{name}, {prompt}: {reckoning.sentence}.")
+    for line in labelling.reckoned(config):
+        console.print(line)
 
 
 def _estimates(config: Config, data: Data, folder: Path) -> list[Estimate]:
@@ -172,7 +165,7 @@ def _arm(
     plan = course(config, data.task, arm.arm, base, arm.train, data.train)
     taught = classifier.lessons(arm.arm, data.train, given)
     if other is not None:
-        plan = classifier.matched(plan, taught, arm.match, other.steps, other.tokens)
+        plan = classifier.matched(plan, taught, arm.match, other.steps, (other.course, other.encoded.lessons))
     return _estimate(arm.name, plan, taught, "" if not given else source)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RESTARTS = 3
 # Questions and drafts go through it: a few megabytes.
 OBJECT_STORE_BYTES = 128 * 2**20
-ERRORS = {"RequestError": RequestError, "WorkError": WorkError}
+ERRORS: dict[str, type[RequestError] | type[WorkError]] = {"RequestError": RequestError, "WorkError": WorkError}
 
 # Takes tasks, as text, to workers that have this writer's teacher, and gives their answers, as text, in any order.
 Deal = Callable[[Writer, Sequence[str]], Iterator[str]]
@@ -101,14 +101,20 @@ def _asked(deal: Deal, writer: Writer, groups: Sequence[Group]) -> Iterator[Answ
         for places in [[at] for at in range(len(group))] if writer.remote else [list(range(len(group)))]:
             told = [astuple(group[at]) for at in places]
             tasks.append(json.dumps({"group": number, "places": places, "questions": told}))
+    ended: RequestError | WorkError | None = None
     for text in deal(writer, tasks):
         answer = json.loads(text)
         drafts = [(int(at), Draft(**draft)) for at, draft in answer["drafts"]]
         if drafts and (writer.remote or not answer["error"]):
             yield int(answer["group"]), drafts
-        if answer["error"]:
+        if answer["error"] and ended is None:
             kind, message = answer["error"]
-            raise ERRORS[kind](message)
+            ended = ERRORS[kind](message)
+            if not writer.remote:
+                break
+            # What the other workers are told, to the end, is paid for and kept.
+    if ended is not None:
+        raise ended
 
 
 class Worker:
@@ -118,6 +124,7 @@ class Worker:
         self.begin, self.version = begin, version
         self.lock = threading.Lock()
         self.teacher: Teacher | None = None
+        self.ended: tuple[str, str] | None = None
         self.died = started() > most
         # Paths of the config begin where the command was given, where that is a folder of this machine too.
         if Path(folder).is_dir():
@@ -131,13 +138,15 @@ class Worker:
         """Give the drafts of a task, and the project's error where one ended it."""
         task = json.loads(text)
         drafts: list[tuple[int, dict[str, Any]]] = []
+        if self.ended:
+            return json.dumps({"group": task["group"], "drafts": drafts, "error": self.ended})
         error = None
         try:
             questions = [Question(row, tuple(pieces), index) for row, pieces, index in task["questions"]]
             for at, draft in self._begun()(questions):
                 drafts.append((task["places"][at], asdict(draft)))
         except (RequestError, WorkError) as problem:
-            error = (type(problem).__name__, str(problem))
+            error = self.ended = (type(problem).__name__, str(problem))
         return json.dumps({"group": task["group"], "drafts": drafts, "error": error})
 
     def _begun(self) -> Teacher:

@@ -256,8 +256,7 @@ def _table_metadata(path: Path) -> dict[bytes, bytes]:
 
 
 def _end_of_whole_lines(file: IO[bytes]) -> int:
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
+    if (size := file.seek(0, os.SEEK_END)) == 0:
         return 0
     file.seek(size - 1)
     if file.read(1) == b"\n":
@@ -267,9 +266,10 @@ def _end_of_whole_lines(file: IO[bytes]) -> int:
 
 
 def reopen(folder: Path) -> None:
-    """Let a finished folder count as unfinished: it is built anew the next time and replaced then."""
-    record = _record(folder / STAMP)
-    if record:
+    """Let a folder be built anew the next time: a finished one is replaced then, what was half done goes now."""
+    if _record(_partial(folder) / BEGAN):
+        _remove(_partial(folder))
+    if record := _record(folder / STAMP):
         _write_record(folder / STAMP, "", record["files"])
 
 
@@ -378,7 +378,7 @@ def _old(folder: Path) -> Path:
 
 def _begin(folder: Path, fingerprint: str) -> Path:
     """The hidden folder to work in, made or found again."""
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = _partial(folder)
     if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
         raise RequestError(f"{partial}: not a folder that saywhy made. Move it away")
     if partial.exists():
@@ -393,6 +393,10 @@ def _begin(folder: Path, fingerprint: str) -> Path:
     partial.mkdir()
     _write_record(partial / BEGAN, fingerprint, [])
     return partial
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def _remove(folder: Path) -> None:
@@ -431,8 +435,7 @@ def _exchange(partial: Path, folder: Path) -> None:
 def _settle(folder: Path) -> None:
     """End what a kill interrupted: the older folder goes once the newer is in place, else it comes back."""
     old = _old(folder)
-    record = _record(old / STAMP)
-    if not record:
+    if not (record := _record(old / STAMP)):
         return
     if not folder.exists():
         old.rename(folder)

@@ -14,6 +14,7 @@ from saywhy import journal, store
 from saywhy.config import Config, FromScratch, Labelling, needed_base, resolve_path
 from saywhy.data import read_examples, task_of
 from saywhy.data.read import open_table
+from saywhy.data.rows import rows_to_predict
 from saywhy.journal import Journal
 from saywhy.labelling.reading import read_answer
 from saywhy.labelling.scoring import load, read_scored, scoring
@@ -21,7 +22,7 @@ from saywhy.labelling.voting import Answer, Tally, supporting, vote
 from saywhy.lm.load import base_hash
 from saywhy.pipeline.writers import api_of, asked_as_it_is
 from saywhy.predict.stream import Filling, Seen, check_output, fill, look, opened, slices
-from saywhy.progress import Advance, track
+from saywhy.progress import Advance, say, track
 from saywhy.prompts import (
     LABELLING_PROMPTS,
     MERGE_INSTRUCTION,
@@ -32,6 +33,7 @@ from saywhy.prompts import (
 from saywhy.reasonings.asking import ask, begun_once
 from saywhy.records import RequestError, Row, Task, WorkError
 from saywhy.teachers import Draft, Question, Writer
+from saywhy.teachers.cost import estimate
 
 NAMES = ("label", "score_mean", "scores", "agreement", "disputed", "reasoning")
 SCORE = pa.struct(
@@ -88,6 +90,8 @@ def label(config: Config, output: Path | None = None, overwrite: bool = False) -
         # A missing key is told now, not after the teacher before it has worked for hours.
         if one.writer.remote:
             one.writer.begin()
+    for line in reckoned(config):
+        say(line)
     tally = Tally(job.task)
     book_path = path.with_name(JOURNAL.format(path.name))
     with opened(path), journal.opened(book_path) as book:
@@ -112,6 +116,20 @@ def label(config: Config, output: Path | None = None, overwrite: bool = False) -
         filling = Filling(config.task, counted, names, answered, note, last)
         fill(filling, settings.data, path, seen, overwrite, "votes")
     return path, tally.summary()
+
+
+def reckoned(config: Config) -> list[str]:
+    """Say what asking each server about every text once will take, before anything is asked."""
+    job = _job(config)
+    lines = []
+    for name in job.settings.teachers:
+        if (api := api_of(config, name)) is not None:
+            for prompt, instruction in job.instructions.items():
+                rows = rows_to_predict(open_table(job.settings.data, config.folder), config.task)
+                questions = (Question(row.id, row_pieces(row), 0) for _, row in rows)
+                told = estimate(questions, instruction, job.settings.sampling, api.price)
+                lines.append(f"{name}, {prompt}: {told.sentence}.")
+    return lines
 
 
 def _job(config: Config) -> _Job:

@@ -34,7 +34,8 @@ def linear_layers(model: Any, targets: str | Sequence[str]) -> list[str]:
     """List the layers that an adapter changes: `all` linear layers of the decoder, or those whose names end so.
 
     Raises RequestError for a name that no linear layer ends with, for a head that shares its weights with the embedding
-    (merged into the head, the change would reach the embedding too), and for a base that has no place for adapters.
+    (merged into the head, the change would reach the embedding too), and for a base that has no place for adapters or
+    no linear layers.
     """
     kind = model.config.get_text_config().model_type
     if kind in PAST_LAYERS:
@@ -42,7 +43,13 @@ def linear_layers(model: Any, targets: str | Sequence[str]) -> list[str]:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if targets == "all":
         inside = {id(module) for module in model.get_decoder().modules()}
-        return [name for name in linear if id(model.get_submodule(name)) in inside]
+        found = [name for name in linear if id(model.get_submodule(name)) in inside]
+        if not found:
+            raise RequestError(
+                f"lora: a base of the type {kind} has no linear layers that an adapter fits; leave lora out and train "
+                "it whole, or take another base"
+            )
+        return found
     for target in targets:
         if not any(_ends_with(name, target) for name in linear):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
@@ -145,6 +152,10 @@ def save(folder: Path, model: Any, lora: Lora, base: str) -> None:
     named = f"../{Path(base).resolve().name}" if near else str(Path(base).resolve()) if Path(base).is_dir() else base
     adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     endings = sorted({name.rpartition(".")[2] for name in adapted})
+    plain = [name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not set(endings).isdisjoint(plain):
+        # Others end so too and have no adapter: these are named in full.
+        endings = adapted
     told = _as_peft(lora, ()).to_dict()
     written = {**told, "base_model_name_or_path": named, "target_modules": endings, "inference_mode": True}
     save_file({name: tensor.data.contiguous().cpu() for name, tensor in tensors_of(model).items()}, folder / WEIGHTS)
@@ -208,8 +219,7 @@ def refuse(base: str | None, trust_remote_code: bool, train: Train, place: str) 
             f"{place}.bits: a base in 4 bits needs a GPU, and torch {torch.__version__} sees none; leave bits out, or "
             "take a machine with one"
         )
-    named = train.lora is not None and train.lora.targets != "all"
-    if base is None or not (named or train.gradient_checkpointing):
+    if base is None or (train.lora is None and not train.gradient_checkpointing):
         return
     model = skeleton_of(base, trust_remote_code)
     try:

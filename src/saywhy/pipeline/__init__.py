@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from saywhy import checks, classifier, encoder, journal, reasoner, reasonings, report, store
 from saywhy.config import Arm, Config, FromScratch, Train, dump, needed_base
@@ -21,6 +23,7 @@ from saywhy.pipeline.writers import merger, reckoned, writers
 from saywhy.progress import say
 from saywhy.prompts import MODES
 from saywhy.records import RequestError
+from saywhy.train.folder import Course, Lesson
 from saywhy.train.follow import refuse_missing
 
 STAGES = ("reason", "train", "evaluate", "report")
@@ -52,7 +55,7 @@ def run(
     with store.open_run(folder):
         _set_aside(folder, resume)
         store.write_text(folder / "config.yaml", dump(config))
-        this = Run(config, folder, data, tuple(more_checks), spread, beside)
+        this = Run(config, folder, data, tuple(more_checks), spread, None if resume == "never" else beside)
         # 1 a reasoner learns from worked cases to lead from a question to its answer
         explainer = _reasoner(this)
         # 2 it writes reasonings for the training rows, which are checked and kept or dropped
@@ -189,9 +192,12 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
         "file": store.hash_of(data.file_reasonings),
         "checks": [_identity(rule) for rule in rules],
         "measured": measured_by(this),
+        # Reasonings are as long as its tokens have them.
+        "student": base_of(this, "classifier")[1],
         "seed": config.seed,
     }
-    ours = {"api", "named", "teacher", "replace", "without_reasoning"}
+    # How rows without a reasoning are trained decides nothing here, unless classes are topped up to a share of all.
+    ours = {"api", "named", "teacher", "replace", *(["without_reasoning"] if settings.top_up is None else [])}
     with journal.opened(this.folder / journal.FILE) as book:
         return stage(
             this,
@@ -205,6 +211,10 @@ def _reasonings(this: Run, explainer: Made | None) -> Made | None:
 
 def _write(this: Run, out: Path, job: reasonings.Job, book: Journal) -> None:
     """Say what servers will take, write, and say what became of the candidates."""
+    # Of runs beside each other none asks what another has been answered.
+    for other in [] if this.beside is None else sorted(this.beside.glob(f"*/{journal.FILE}")):
+        if other.parent != this.folder:
+            journal.take_over(book, other)
     for line in reckoned(this.config, this.data):
         say(line)
     told = reasonings.write(out, job, book, partial(measured, this, job, book))
@@ -239,9 +249,19 @@ def _identity(rule: checks.Check) -> str:
     if rule.__module__.partition(".")[0] == "saywhy":
         return name
     try:
-        return f"{name} {store.hash_of(inspect.getsource(rule))}"
+        return f"{name} {store.hash_of([inspect.getsource(rule), *_made_with(rule)])}"
     except (OSError, TypeError):  # typed at a prompt, or a class that is called
         return name
+
+
+def _made_with(rule: Any) -> list[object]:
+    """Give the plain values that a function was made with, such as a limit, which is no part of its source."""
+    found: list[object] = [*(getattr(rule, "__defaults__", None) or ())]
+    for cell in getattr(rule, "__closure__", None) or ():
+        with suppress(ValueError):  # a cell that is still empty
+            found.append(cell.cell_contents)
+    found = [sorted(map(str, one)) if isinstance(one, set | frozenset) else one for one in found]
+    return [one for one in found if isinstance(one, str | int | float | list | tuple) and " at 0x" not in repr(one)]
 
 
 def missing(config: Config) -> list[str]:
@@ -260,12 +280,18 @@ def _arm(this: Run, arm: Arm, named: tuple[str, str], learnt: Taught) -> Made:
     """Train one arm from a base and what identifies its content."""
     config, data = this.config, this.data
     base, identity = named
-    kept = {} if arm.arm == "label_only" else learnt.reasonings
-    taught = classifier.lessons(arm.arm, learnt.rows, kept, learnt.weights)
-    plan = tracked(this, course(config, data.task, arm.arm, base, arm.train, learnt.rows))
+
+    def planned(one: Arm) -> tuple[Course, list[Lesson]]:
+        kept = {} if one.arm == "label_only" else learnt.reasonings
+        taught = classifier.lessons(one.arm, learnt.rows, kept, learnt.weights)
+        return course(config, data.task, one.arm, base, one.train, learnt.rows), taught
+
+    plan, taught = planned(arm)
+    plan = tracked(this, plan)
     if arm.to is not None:
-        other = store.read_json(this.folder / arm.to / "train.json")
-        plan = classifier.matched(plan, taught, arm.match, other["steps"], other["tokens"])
+        steps = store.read_json(this.folder / arm.to / "train.json")["steps"]
+        other = next(one for one in config.classifier.arms if one.name == arm.to)
+        plan = classifier.matched(plan, taught, arm.match, steps, planned(other))
     inputs = {
         "base": identity,
         "task": data.task,

@@ -10,6 +10,7 @@ from pathlib import Path
 from saywhy import classifier, reasonings, store, support
 from saywhy.config import Arm, Config, FromScratch, Train
 from saywhy.data import Data
+from saywhy.data.split import draw
 from saywhy.journal import Journal
 from saywhy.lm import bind
 from saywhy.lm.load import model_of
@@ -96,7 +97,8 @@ def _learnt_nothing(
 
     Which label wins under such a scorer is chance, and so would be what it drops.
     """
-    pairs = [(row, first[row.id][0]) for row in this.data.train if row.id in first][:ASKED]
+    told = draw([row for row in this.data.train if row.id in first], ASKED, this.config.seed)
+    pairs = [(row, first[row.id][0]) for row in told]
     hits = sum(
         one["wins"] == row.label
         for (row, _), one in zip(pairs, reasonings.measures(book, measured, pairs), strict=True)

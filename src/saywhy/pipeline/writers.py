@@ -13,7 +13,7 @@ from saywhy.lm.load import base_hash
 from saywhy.prompts import merge_instruction, reasoner_instruction, row_question
 from saywhy.records import RequestError
 from saywhy.teachers import Question, Teacher, Writer, given
-from saywhy.teachers.api import open_api
+from saywhy.teachers.api import base_url, open_api
 from saywhy.teachers.cost import estimate
 
 # Given its name, a teacher that merges writes under this one, and is told what others wrote.
@@ -50,6 +50,10 @@ def reckoned(config: Config, data: Data) -> list[str]:
     """Say what asking each server for the first candidates of all rows will take, before anything is asked."""
     settings = config.reasonings
     lines = []
+    tries = settings.max_tries
+    again = "" if tries == 1 else f"; rows of which none is kept are asked again, which at most makes it {tries} times"
+    if settings.top_up is not None:
+        again += "; what tops up rare classes comes on top"
     merging = [(settings.merge, ", merging", " beside the reasonings it is shown")] if settings.merge else []
     for name, what, more in [*((name, "", "") for name in settings.teacher), *merging]:
         if (api := api_of(config, name)) is not None:
@@ -60,7 +64,7 @@ def reckoned(config: Config, data: Data) -> list[str]:
             )
             instruction = (merge_instruction if what else reasoner_instruction)(settings.label_shown)
             told = estimate(questions, instruction, settings.sampling, api.price)
-            lines.append(f"{name}{what}: {told.sentence}{more}.")
+            lines.append(f"{name}{what}: {told.sentence}{more}{again}.")
     return lines
 
 
@@ -70,7 +74,7 @@ def asked_as_it_is(config: Config, name: str, title: str, base: tuple[str, str] 
     own, api = settings.named.get(name), api_of(config, name)
     if api is not None:
         place = "reasonings.api" if own is None else f"reasonings.named.{name}.api"
-        identity = {"base_url": api.base_url, "model": api.model, "instruction": instruction}
+        identity = {"base_url": base_url(api), "model": api.model, "instruction": instruction}
         drawn = settings.sampling.model_dump()
         begin = partial(open_api, api, settings.sampling, config.seed, instruction, place)
         told = {**identity, "sampling": drawn, "seed": config.seed}

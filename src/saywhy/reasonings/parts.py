@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from saywhy import store
+from saywhy.reasonings.asking import NOT_ANSWERED
 from saywhy.records import Candidate, Figures, Row
 
 _TYPES = {"length": pa.int64(), "twins": pa.int64(), "wins": pa.string()}
@@ -41,6 +42,11 @@ def path_of(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
+def is_whole(path: Path) -> bool:
+    """Tell whether every question in a part was answered."""
+    return NOT_ANSWERED not in store.read_table(path, ["dropped_because"])[0].unique().to_pylist()
+
+
 def write_part(
     path: Path, rows: Sequence[Row], candidates: Sequence[Candidate], sampling: Mapping[str, Mapping[str, object]]
 ) -> None:
@@ -68,7 +74,7 @@ def write_part(
 
 
 def read_kept(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Read the kept reasonings of every row that has one, the best first as far as figures say."""
+    """Read the kept reasonings of every row that has one, in the order in which they were written."""
     kept: dict[str, tuple[str, ...]] = {}
     for record in _records(folder, ["id", "reasoning", "kept"]):
         if record["kept"]:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from saywhy import store
+from saywhy import journal, store
 from saywhy.checks import Check, Index, index
 from saywhy.config import Reasonings
 from saywhy.journal import Journal
@@ -17,7 +17,7 @@ from saywhy.progress import Advance, track
 from saywhy.prompts import merged_question, row_question
 from saywhy.reasonings.asking import NOT_ANSWERED, ask_several
 from saywhy.reasonings.judging import MERGED, Measured, extra_of, verdicts, with_figures
-from saywhy.reasonings.parts import path_of, summary, write_part
+from saywhy.reasonings.parts import is_whole, path_of, summary, write_part
 from saywhy.records import LABEL_CUE, REASONING_CUE, Candidate, Row, Task, WorkError
 from saywhy.teachers import Draft, Question, Writer
 
@@ -46,14 +46,18 @@ class Job:
 def write(
     folder: Path, job: Job, book: Journal, measured: Callable[[], Measured | None] = lambda: None
 ) -> dict[str, Any]:
-    """Write the parts of stage 2 into `folder` and give their `summary`; parts that stand are not written again.
+    """Write the parts of stage 2 into `folder` and give their `summary`.
 
+    Parts that stand are not written again, unless a question in one of them got no answer: what it is answered now may
+    change what all others are measured with, so all are judged anew then.
     First every row is asked once; then `measured` may train what measures candidates on these first answers; then all
     candidates are judged, and rows without a kept one asked again. Every candidate keeps its row, whatever the verdict.
     Raises WorkError where no reasoning is kept for any row.
     """
     parts = _parts(job)
-    missing = {number for number in range(len(parts)) if not path_of(folder, number).exists()}
+    paths = {number: path_of(folder, number) for number in range(len(parts))}
+    standing = {number for number, path in paths.items() if path.exists()}
+    missing = paths.keys() - standing if all(is_whole(paths[number]) for number in standing) else set(paths)
     if missing:
         said = ((row.text, one.reasoning) for row, one in _first(job, book, "reasonings: written"))
         court = _Court(job, book, index(said), measured())
@@ -70,9 +74,11 @@ def write(
     found = summary(folder)
     if not found["kept"]:
         reasons = ", ".join(f"{name} {count}" for name, count in found["dropped"].items())
+        failed = next(iter(journal.failures(book)), "") if NOT_ANSWERED in found["dropped"] else ""
+        why = f". Mostly there was no answer: {failed}; the same command asks again" if failed else ""
         raise WorkError(
             f"no reasoning is kept for any row ({reasons}); read {folder}/part-*.parquet, then loosen "
-            "reasonings.checks, train the reasoner longer, or take another teacher"
+            f"reasonings.checks, train the reasoner longer, or take another teacher{why}"
         )
     return found
 
@@ -114,6 +120,8 @@ def _together(job: Job, parts: Sequence[T]) -> Iterator[Sequence[T]]:
 def _first(job: Job, book: Journal, title: str) -> Iterator[tuple[Row, Candidate]]:
     """Ask every row the first time, part by part."""
     each = sum(1 if writer.given else job.settings.candidates for writer in job.writers)
+    # Where one teacher merges what several wrote, each round ends with its own candidate.
+    each += 0 if job.merger is None else job.settings.candidates
     with track(title, len(job.rows) * each, "candidates", bool(title)) as advance:
         for parts in _together(job, _parts(job)):
             for part, found in zip(parts, _candidates(job, book, parts, 0, advance), strict=True):
@@ -264,7 +272,8 @@ def _extra(court: _Court, parts: Sequence[Sequence[Row]]) -> dict[str, int]:
         kept = Counter(one.row_id for found in _judged(court, some, {}) for one in found if one.kept)
         for row in chain.from_iterable(some):
             label = row.label or ""
-            weights[label] += 1
+            # A row that is left out weighs nothing.
+            weights[label] += bool(kept[row.id]) or court.job.settings.without_reasoning == "label_only"
             if kept[row.id]:
                 able.setdefault(label, []).append(row.id)
     more = extra_of(weights, {label: len(names) for label, names in able.items()}, share)

@@ -120,12 +120,16 @@ def question_seed(seed: int, question: Question) -> int:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:4], "little") >> 1
 
 
+def base_url(api: Api) -> str | None:
+    """Give a server's address, None where nobody set one: where the config is silent the client reads a variable."""
+    return api.base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or None
+
+
 def _address(api: Api, place: str) -> Address:
     """Find server, model and key, and refuse what cannot work."""
     if api.model is None:
         raise RequestError(f"{place}.model is not set: name the model as the server calls it")
-    # The client reads the same variable where no address is given.
-    own = api.base_url or os.environ.get("OPENAI_BASE_URL", "").strip()
+    own = base_url(api)
     try:
         parts = urlsplit(own or OPENAI_URL)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname

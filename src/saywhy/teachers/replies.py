@@ -79,7 +79,8 @@ def read_completion(content: bytes, limit: int, price: Price | None, key: str = 
     usage = _get(body, "usage")
     prompt_tokens, tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     draft = Draft(
-        paragraph(_said(message.get("content"))),
+        # Half a surrogate pair is a character for nobody: neither a tokenizer nor a file takes it.
+        paragraph(_said(message.get("content")).encode("utf-8", "backslashreplace").decode()),
         tokens=tokens or 0,
         prompt_tokens=prompt_tokens or 0,
         cost=None if prompt_tokens is None or tokens is None else cost_of(price, prompt_tokens, tokens),

@@ -29,6 +29,7 @@ from saywhy.train.steps import Example, from_tensors, shares_of, to_tensors
 # A reasoning may become this much longer than the longest one that was trained (design: Labels are scored).
 LIMIT = 1.5
 DONE = "work.done"
+TAUGHT = "trained_on.parquet"
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,11 @@ def train(
     Where labels were balanced, prior.json has their shares among the rows and as the training saw them.
     `folder` is unfinished until this returns; called again after a kill it goes on where it was.
     """
+    work = folder / "work"
+    if (folder / TAUGHT).exists() and not work.exists():
+        # It was stopped behind its last line.
+        shutil.rmtree(folder / DONE, ignore_errors=True)
+        return
     encoded = encode(course, lessons)
     for by_group, how in ((encoded.cut, "cut in the middle"), (encoded.dropped, "dropped")):
         if by_group:
@@ -154,7 +160,6 @@ def train(
     model = model_of(course.base, course.trust_remote_code, course.settings.bits)
     adapters.prepare(model, course.settings, course.seed)
     lm = bind(model, encoded.encoder)
-    work = folder / "work"
     shutil.rmtree(folder / DONE, ignore_errors=True)
     work.mkdir(exist_ok=True)
     score = None if dev_score is None else lambda: dev_score(lm)
@@ -218,4 +223,5 @@ def _write(folder: Path, course: Course, encoded: Encoded, model: Any, trained: 
         for target in lesson.targets
     ]
     table = pa.table({"id": [row for row, _ in rows], "target": [text for _, text in rows]})
-    store.write_table(folder / "trained_on.parquet", table)
+    # The last file: where it stands and no work is left, the training is whole.
+    store.write_table(folder / TAUGHT, table)

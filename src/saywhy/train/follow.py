@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -58,7 +59,7 @@ def followed(trackers: Trackers | None, title: str, settings: Train) -> Iterator
         project_dir=folder,
     )
     named = {"wandb": {"name": title, "dir": str(folder)}, "mlflow": {"run_name": title}, "trackio": {"name": title}}
-    facts = {key: value for key, value in settings.model_dump(mode="json").items() if value is not None}
+    facts = _flat(settings.model_dump(mode="json"))
     accelerator.init_trackers(trackers.project, config=facts, init_kwargs=named)
     try:
         yield lambda step, figures: accelerator.log(dict(figures), step=step)
@@ -66,3 +67,14 @@ def followed(trackers: Trackers | None, title: str, settings: Train) -> Iterator
         # Not end_training: that would also part the processes, and there may be more trainings.
         for tracker in accelerator.trackers:
             tracker.finish()
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """Give settings as trackers take them, numbers and texts alone: what is inside others under both names."""
+    found: dict[str, str | int | float] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{inner}": one for inner, one in _flat(value).items()}
+        elif value is not None:
+            found[key] = value if isinstance(value, str | int | float) else ", ".join(map(str, value))
+    return found

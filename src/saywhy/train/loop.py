@@ -67,7 +67,8 @@ def finetune(
     plugin = ranks.sharding()
     batches = plan_steps(examples, settings, seed)
     if plugin is None or accelerator.is_main_process:
-        model.to(accelerator.device)
+        with memory.enough(title, "the base's weights"):
+            model.to(accelerator.device)
     way = choose(model, examples, batches[0], settings, folder)
     losses, trained = _wrapped(model, way.precision, settings, accelerator, plugin)
     steppers = optimizers.make(trained, settings)
@@ -110,9 +111,10 @@ def finetune(
                 # Before the step: weights and checkpoints stay what they were.
                 unwrapped = accelerator.unwrap_model(losses)
                 raise failures.no_number(title, step, loss, gradient, rows, unwrapped, settings)
-            for stepper in steppers:
-                stepper.step()
-                stepper.zero_grad()
+            with memory.enough(title, "what the optimizer keeps of every weight"):
+                for stepper in steppers:
+                    stepper.step()
+                    stepper.zero_grad()
             trained.eval()
             took = time.monotonic() - began
             state = replace(_count(state, rows, packs, loss, took, len(batches)), pack_tokens=fitted)
@@ -126,7 +128,8 @@ def finetune(
             if judged or keeps:
                 shards.collect(trained, whole)
             if dev_score is not None and judged:
-                score = ranks.told(lambda: _asked(dev_score, model, accelerator.device))
+                with memory.enough(title, "the dev rows that are asked at once (evaluate.max_tokens_in_flight)"):
+                    score = ranks.told(lambda: _asked(dev_score, model, accelerator.device))
                 log(state.steps, {"dev_score": score})
                 state = _judge(model, score, dev_rows, state, folder, title, accelerator)
             if keeps:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -68,21 +69,36 @@ def step_bytes(
     return BYTES_PER_TRAINED * trained + whatever + slices, PEAK * each
 
 
+def recomputed(each: float, config: Any) -> float:
+    """Give what a token takes of the `each` bytes of all layers where layers are computed again in backward.
+
+    What goes into every layer is kept, and all of the one layer that is computed again. Measured is the whole: only a
+    model that trains computes again.
+    """
+    layers = config.num_hidden_layers
+    return each / layers + PEAK * 4 * config.hidden_size * layers
+
+
 def fitting(
     losses: Losses,
     lay: Callable[[Sequence[Branch], int], list[Pack]],
     branches: Sequence[Branch],
     budget: int,
     free: Callable[[], int] = free_bytes,
+    longest: tuple[str, int] = ("", 0),
 ) -> int:
     """Give the longest pack, of at most `budget` tokens, whose step fits into the main memory that is free.
 
-    On a GPU that is `budget`: there a step that does not fit fails alone, and is taken again (`halved`).
+    `longest` is a row's id and its tokens: it stands alone where no pack has room for it, and is named where even that
+    does not fit. On a GPU all is left at `budget`: there a step that does not fit fails alone, and is taken again
+    (`halved`).
     """
     if losses.model.device.type != "cpu":
         return budget
     room = free() * PLANNED
     fixed, each = step_bytes(losses, lay, branches, budget)
+    if losses.model.is_activation_checkpointing:
+        each = recomputed(each, losses.model.config.get_text_config())
     fits = max(FEWEST_TOKENS, int(min(budget, (room - fixed) / each)))
     if fixed + each * FEWEST_TOKENS > room:
         say(
@@ -91,7 +107,25 @@ def fitting(
         )
     elif fits < budget:
         say(f"packs of {budget} tokens need {gib(fixed + each * budget)} and {gib(room)} are free: packs of {fits}")
+    row, tokens = longest
+    if tokens > fits and fixed + each * tokens > room:
+        say(
+            f"row {row} has {tokens} tokens, needs about {gib(fixed + each * tokens)}, and {gib(room)} are free: the "
+            "system may kill this training; shorten the row or leave it out"
+        )
     return fits
+
+
+@contextmanager
+def enough(title: str, what: str) -> Iterator[None]:
+    """Raise WorkError where a GPU's memory is full in this block, whose work `what` names."""
+    try:
+        yield
+    except torch.OutOfMemoryError as problem:
+        raise WorkError(
+            f"{title}: the GPU's memory is full with {what} ({_first(problem)}); set lora, take a smaller base, or "
+            "free what other programs hold"
+        ) from None
 
 
 def halved(

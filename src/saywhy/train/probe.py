@@ -7,18 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
 from saywhy.config import Train
 from saywhy.lm import adapters
+from saywhy.lm.forward import attending
 from saywhy.lm.load import random_of
 from saywhy.machine import free_bytes
 from saywhy.train import memory, optimizers
 from saywhy.train.loss import Losses
 from saywhy.train.steps import packs_tokens
-from saywhy.train.ways import LAYOUTS, fastest
+from saywhy.train.ways import LAYOUTS, Way, fastest
 from saywhy.trees import Branch, Pack, pack_trees
 
 # A probe of two steps that would take longer is made of fewer layers and packs.
@@ -26,6 +28,8 @@ SECONDS = 10.0
 # Layout and precision are chosen on this part of a step.
 FEW = 4
 WEIGHT_BYTES = 4
+# Half a byte, and the quantised scales of its blocks (2305.14314: 0.127 bits a parameter).
+QUANTIZED_BYTES = 0.516
 Clock = Callable[[], float]
 
 
@@ -66,29 +70,37 @@ def probe(
     room = _free(device) if room is None else room
     before = _resident(device)
     layers = config.get_text_config().num_hidden_layers
-    parameters = _parameters(config)
+    parameters, linear = _parameters(config)
+    quantized = 0 if settings.bits is None else linear
+    weights = WEIGHT_BYTES * (parameters - quantized) + QUANTIZED_BYTES * quantized
     one = _made(config, 1, device, settings)
-    way = fastest(one, branches[: max(1, len(branches) // FEW)], settings, settings.pack_tokens)
-    lay, precision = LAYOUTS[way.layout], way.precision
-    packs = lay(branches, settings.pack_tokens)
-    first = _timed(one, packs[:1], branches, settings, lay, precision, clock)
+    # Of the first pack, whatever a step has: none of this may take longer than what it is to predict.
+    some = [branches[at] for at in np.unique(pack_trees(branches, settings.pack_tokens)[0].branch)]
+    way = fastest(one, some[: max(1, len(some) // FEW)], settings, settings.pack_tokens)
+    packs = LAYOUTS[way.layout](branches, settings.pack_tokens)
+    first = _timed(one, packs[:1], branches, settings, way, clock)
     del one
     # Each pack of one layer has its share of the head, so this is more than the whole step takes.
     whole = 2 * layers * (len(packs) * first.packs + first.optimizer)
-    needs = parameters * WEIGHT_BYTES + memory.BYTES_PER_TRAINED * (parameters if settings.lora is None else 0)
+    # The probe's own weights are in float32, whatever the training's are.
+    needs = WEIGHT_BYTES * parameters + memory.BYTES_PER_TRAINED * (parameters if settings.lora is None else 0)
     needs += layers * first.token_bytes * settings.pack_tokens
     if layers > 1 and (whole > SECONDS or needs > memory.PLANNED * room):
-        two = _timed(_made(config, 2, device, settings), packs[:1], branches, settings, lay, precision, clock)
+        two = _timed(_made(config, 2, device, settings), packs[:1], branches, settings, way, clock)
         found = _deeper(first, two, layers)
         scale = packs_tokens(packs) / packs[0].tokens
         measured = f"1 and 2 of {layers} layers, 1 of {len(packs)} packs"
     else:
-        found = _timed(_made(config, layers, device, settings), packs, branches, settings, lay, precision, clock)
+        found = _timed(_made(config, layers, device, settings), packs, branches, settings, way, clock)
         scale, measured = 1.0, "two steps"
+    apart = "" if settings.bits is None else ", weights in float32: what 4 bits cost in time is not in it"
     tokens = packs_tokens(pack_trees(branches, settings.pack_tokens))
-    peak = before + WEIGHT_BYTES * parameters + found.fixed_bytes
-    peak += found.token_bytes * max(pack.ids.size for pack in packs)
-    return Probe(found.packs * scale / tokens, found.optimizer, peak, parameters, f"{measured}, {way}")
+    peak = before + weights + found.fixed_bytes
+    each = found.token_bytes
+    if settings.gradient_checkpointing:
+        each = memory.recomputed(each, config.get_text_config())
+    peak += each * max(pack.ids.size for pack in packs)
+    return Probe(found.packs * scale / tokens, found.optimizer, peak, parameters, f"{measured}, {way}{apart}")
 
 
 def _made(config: Any, layers: int, device: str, settings: Train) -> Any:
@@ -103,18 +115,18 @@ def _timed(
     packs: Sequence[Pack],
     branches: Sequence[Branch],
     settings: Train,
-    lay: Callable[[Sequence[Branch], int], list[Pack]],
-    precision: str,
+    way: Way,
     clock: Clock,
 ) -> _Timed:
     """Take two steps and keep the faster: the first one warms up."""
-    losses = Losses(model, precision)
-    fixed, each = memory.step_bytes(losses, lay, branches, settings.pack_tokens)
+    losses = Losses(model, way.precision)
+    fixed, each = memory.step_bytes(losses, LAYOUTS[way.layout], branches, settings.pack_tokens)
     steppers = optimizers.make(model, settings)
     model.train()
     reading, stepping = [], []
     for _ in range(2):
-        reading.append(_backward(losses, packs, clock))
+        with attending(model, way.attention):
+            reading.append(_backward(losses, packs, clock))
         began = clock()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         for stepper in steppers:
@@ -153,11 +165,12 @@ def _deeper(one: _Timed, two: _Timed, layers: int) -> _Timed:
     )
 
 
-def _parameters(config: Any) -> int:
-    """Count a base's parameters from its config, on no device at all."""
+def _parameters(config: Any) -> tuple[int, int]:
+    """Count a base's parameters from its config, on no device at all: all, and those that 4 bits can hold."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    linear = (module for module in model.get_decoder().modules() if isinstance(module, torch.nn.Linear))
+    return sum(one.numel() for one in model.parameters()), sum(one.weight.numel() for one in linear)
 
 
 def _resident(device: str) -> int:

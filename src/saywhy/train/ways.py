@@ -21,7 +21,7 @@ from saywhy.train.deal import Lay
 from saywhy.train.loss import Losses, autocast
 from saywhy.train.selfcheck import check_packs
 from saywhy.train.steps import Example
-from saywhy.trees import Branch, pack_alone, pack_rows, pack_trees
+from saywhy.trees import Branch, laid, pack_alone, pack_rows, pack_trees
 
 LAYOUTS: dict[str, Lay] = {"tree": pack_trees, "rows": pack_rows, "alone": pack_alone}
 TIMED_STEPS = 2
@@ -60,7 +60,8 @@ def choose(
     def written() -> dict[str, Any]:
         if not path.exists():
             branches = [branch for row in batch for branch in examples[row].branches]
-            measure = partial(_measured, model, branches, settings)
+            longest = max((max(len(laid(b)) for b in one.branches), one.id) for one in examples)
+            measure = partial(_measured, model, branches, longest[::-1], settings)
             found, _ = memory.halved(measure, settings.pack_tokens, model, "training")
             store.write_json(path, asdict(found))
         return dict(store.read_json(path))
@@ -68,9 +69,11 @@ def choose(
     return Way(**ranks.told(written))
 
 
-def _measured(model: Any, branches: Sequence[Branch], settings: Train, pack_tokens: int) -> Way:
+def _measured(
+    model: Any, branches: Sequence[Branch], longest: tuple[str, int], settings: Train, pack_tokens: int
+) -> Way:
     layout, precision = _layouts(model, settings)[0], _precisions(settings)[0]
-    pack_tokens = memory.fitting(Losses(model, precision), LAYOUTS[layout], branches, pack_tokens)
+    pack_tokens = memory.fitting(Losses(model, precision), LAYOUTS[layout], branches, pack_tokens, longest=longest)
     way = fastest(model, branches, settings, pack_tokens)
     if way.layout == "alone":
         say(f"this model cannot read token trees ({why_no_tree(model)}); it is trained row by row")
@@ -109,9 +112,10 @@ def _precisions(settings: Train) -> list[str]:
 def _attentions(model: Any) -> list[str]:
     """Give what a tree can be read with here: on a GPU FlexAttention too, where the model has it."""
     own = attention_of(model)
-    # FlexAttention has no backward on a CPU, and refuses dropout.
+    # FlexAttention has no backward on a CPU, and refuses dropout. Where FSDP divides the weights, whole ones may be too
+    # large to be timed.
     dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
-    if model.device.type != "cuda" or own == FLEX or dropout:
+    if model.device.type != "cuda" or own == FLEX or dropout or ranks.sharding() is not None:
         return [own]
     try:
         with attending(model, FLEX):
@@ -124,10 +128,11 @@ def _fastest(model: Any, branches: Sequence[Branch], ways: Sequence[Way], took: 
     """Find the fastest of some ways; `took` holds the seconds of those timed before, and takes in the others."""
     if len(ways) == 1:
         return ways[0]
-    if not took:
-        # Whoever comes first pays for memory that nobody had taken before.
-        _seconds(model, branches, ways[0])
-    took |= {way: _seconds(model, branches, way) for way in ways if way not in took}
+    for way in [way for way in ways if way not in took]:
+        # Whoever comes first pays for memory that nobody had taken before, and a GPU's kernels are loaded or compiled.
+        if not took or model.device.type == "cuda" or way.attention == FLEX:
+            _seconds(model, branches, way)
+        took[way] = _seconds(model, branches, way)
     left = [way for way in ways if took[way] <= MOST_TIME * min(took[one] for one in ways)]
     if len(left) > 1:
         # They take turns, so that a slow moment hits them all.
