@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -21,7 +22,7 @@ import numpy as np
 
 import bench
 import train
-from saywhy import classifier
+from saywhy import classifier, store
 from saywhy.config import Train
 from saywhy.records import Row
 from saywhy.train.folder import encode
@@ -102,8 +103,19 @@ def encoded(
     """Encode rows under an instruction."""
     task = replace(work.task, instruction=instruction)
     settings = Train.model_validate({"label_weight": "tokens"})
-    course = classifier.course(task, arm, str(bench.base()), settings, rows, 0, "cut", False)
+    course = classifier.course(task, arm, str(shape()), settings, rows, 0, "cut", False)
     return encode(course, classifier.lessons(arm, list[Row](rows), kept)).examples
+
+
+def shape() -> Path:
+    """Give tokenizer and config of the model with room for twice the tokens: its positions are not learnt."""
+    base = bench.base()
+    folder = base.with_name(f"{base.name}-long")
+    if not (folder / "config.json").exists():
+        bench.tokenizer(base).save_pretrained(folder)
+        config = store.read_json(base / "config.json")
+        store.write_json(folder / "config.json", {**config, "max_position_embeddings": 4096})
+    return folder
 
 
 def plot(axis: str, found: dict[str, list[dict[str, Any]]]) -> None:

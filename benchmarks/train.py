@@ -47,8 +47,8 @@ REASONINGS = 8
 # TRL's settings: how it lays rows, and rows a pass, or tokens a pack.
 PEERS = [("default", 8), ("grouped", 32), ("packing", 1024), ("packing", 2048)]
 # What won the last full run, for a quick one.
-BEST = {"banking77-label": ("packing", 1024)}
-OTHERWISE = ("packing", 1024)
+BEST = {"banking77-label": ("packing", 1024), "emotion-both": ("grouped", 32), "reasons-8": ("grouped", 32)}
+OTHERWISE = ("packing", 2048)
 # Steps before the clock, and on it.
 WARM = 1
 TIMED = 2

@@ -136,8 +136,11 @@ def test_every_target_is_predicted_once_from_its_own_row_whatever_the_packing(
 
 @given(some_branches(), st.integers(1, 30))
 def test_packs_keep_to_the_budget_unless_one_branch_alone_breaks_it(branches: list[Branch], budget: int) -> None:
-    for pack in (*pack_trees(branches, budget), *pack_rows(branches, budget)):
+    for pack in pack_rows(branches, budget):
         assert pack.ids.size <= budget or len(set(pack.branch.tolist())) == 1
+    for pack in pack_trees(branches, budget):
+        longest = max(len(laid(branches[b])) for b in pack.branch.tolist())
+        assert pack.ids.size <= max(budget, longest + budget // 4)
     for pack in pack_rows(branches, budget):
         lengths = {len(laid(branches[b])) for b in set(pack.branch.tolist())}
         assert pack.ids.shape[1] == max(lengths)
@@ -149,7 +152,18 @@ def test_a_tree_pack_takes_branches_as_long_as_they_fit(branches: list[Branch], 
     order = [sorted(set(pack.branch.tolist()), key=in_order(branches).index) for pack in packs]
     assert [b for group in order for b in group] == in_order(branches)
     for now, then in pairwise(order):
-        assert tree(branches, [*now, then[0]]).tokens > budget
+        longest = max(len(laid(branches[b])) for b in [*now, then[0]])
+        assert tree(branches, [*now, then[0]]).tokens > max(budget, longest + budget // 4)
+
+
+def test_rows_behind_a_trunk_longer_than_a_pack_still_share_it() -> None:
+    weights = np.zeros(105)
+    weights[-1] = 1.0
+    branches = [Branch(np.array([*range(1, 101), 200 + row, 3, 4, 5, 6]), weights) for row in range(40)]
+    packs = pack_trees(branches, 80)
+    # Of each row four tokens are laid behind the trunk's hundred: five rows in a quarter of a pack and a branch's own.
+    assert [len(set(pack.branch.tolist())) for pack in packs] == [6] * 6 + [4]
+    assert sum(pack.tokens for pack in packs) == 7 * 100 + 40 * 4
 
 
 @given(some_branches())

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Of a budget this part may stand behind the longest branch of a tree, whatever that takes itself.
+ROOM_BEHIND = 4
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -170,19 +172,24 @@ def _pack(
 
 
 def pack_trees(branches: Sequence[Branch], budget: int) -> list[Pack]:
-    """Lay branches as token trees of at most `budget` tokens each; a longer branch stands alone."""
+    """Lay branches as token trees of at most `budget` tokens each.
+
+    A tree may grow by a quarter of the budget beyond its longest branch all the same: behind a long trunk every tree
+    would else hold few rows, or one, and the trunk be computed for each.
+    """
     groups: list[list[int]] = []
-    size = 0
+    size = longest = 0
     before = np.zeros(0, dtype=np.int64)
     for member in in_order(branches):
         now = laid(branches[member])
         grown = size + len(now) - common(before, now)
-        if groups and grown <= budget:
+        longest = max(longest, len(now))
+        if groups and grown <= max(budget, longest + budget // ROOM_BEHIND):
             groups[-1].append(member)
             size = grown
         else:
             groups.append([member])
-            size = len(now)
+            size = longest = len(now)
         before = now
     return [tree(branches, group) for group in groups]
 
