@@ -382,6 +382,21 @@ def test_the_check_finds_parts_that_leak(precision: str, monkeypatch: pytest.Mon
         check(tiny.model("llama"), precision)
 
 
+@given(st.lists(st.integers(0, 70), min_size=1, max_size=12), st.integers(1, 9))
+def test_paths_of_about_one_length_stand_together(lengths: list[int], size: int) -> None:
+    head, branches = list(range(size)), []
+    for row, length in enumerate(lengths):
+        ids = np.array([*head, *([100 + row] * length), 1])
+        branches.append(Branch(ids, np.array([0.0] * (len(ids) - 1) + [1.0])))
+    pack = tree(branches, in_order(branches))
+    assert pack.paths is not None
+    own = (pack.paths[:, size:] >= size).sum(1)
+    groups = trunk.alike(pack, size)
+    assert sorted(row for rows, _ in groups for row in rows) == np.flatnonzero(own).tolist()
+    for rows, longest in groups:
+        assert own[rows].max() == longest < 2 * own[rows].min()
+
+
 def test_the_check_finds_lost_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "in_parts", lambda _model, _pack: False)
     monkeypatch.setattr(forward, "allowed", lambda end, index: index[None, :] == index[:, None])
