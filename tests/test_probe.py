@@ -10,6 +10,7 @@ import torch
 from transformers import Gemma3TextConfig, LlamaConfig
 
 import tiny
+from saywhy.config import Lora
 from saywhy.lm.load import random_of
 from saywhy.train import probe as room
 from saywhy.train import ways
@@ -90,6 +91,12 @@ def test_layout_and_precision_are_those_that_are_faster(monkeypatch: pytest.Monk
     assert found.measured == "two steps, rows bf16"
     tokens = packs_tokens(pack_trees(BRANCHES, 2048))
     assert found.per_token == pytest.approx(0.1 / tokens) and packs_tokens(pack_rows(BRANCHES, 2048)) > tokens
+
+
+def test_an_adapter_of_a_later_layer_is_probed_too() -> None:
+    lora = Lora(rank=2, targets=("q_proj", "3.mlp.up_proj"))
+    found = probe(CONFIG, BRANCHES, settings(lora=lora), room=PLENTY)
+    assert found.measured == "two steps, tree float32"
 
 
 def test_a_model_that_reads_no_trees_is_probed_row_by_row() -> None:

@@ -105,8 +105,11 @@ def probe(
 
 def _made(config: Any, layers: int, device: str, settings: Train) -> Any:
     """Make a model as a training has it, an adapter included; a base in 4 bits is timed as it is."""
-    model = random_of(config, layers, device)
-    adapters.prepare(model, settings.model_copy(update={"bits": None}), 0)
+    model, lora = random_of(config, layers, device), settings.lora
+    if lora is not None and lora.targets != "all":
+        # A target may name a layer that is left out here: its kind stands for it.
+        lora = lora.model_copy(update={"targets": tuple({name.rpartition(".")[2] for name in lora.targets})})
+    adapters.prepare(model, settings.model_copy(update={"bits": None, "lora": lora}), 0)
     return model
 
 
