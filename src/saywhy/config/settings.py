@@ -276,7 +276,11 @@ class Train(Settings):
         default="auto", description="auto: the faster of two timed steps"
     )
     layout: Literal["auto", "tree", "rows"] = Field(default="auto", description="auto: the faster of the first steps")
-    pack_tokens: int = Field(default=2048, ge=16, description="longest pack; ours: bounds memory, changes no result")
+    pack_tokens: int = Field(
+        default=2048,
+        ge=16,
+        description="longest pack, but for a row that nearly fills it; ours: bounds memory, changes no result",
+    )
     evaluations: int = Field(
         default=4, ge=1, description="how often the dev split is asked which checkpoint is best; card: 2"
     )

@@ -89,7 +89,7 @@ def fitting(
 ) -> int:
     """Give the longest pack, of at most `budget` tokens, whose step fits into the main memory that is free.
 
-    `longest` is a row's id and its tokens: it stands alone where no pack has room for it, and is named where even that
+    `longest` is a row's id and its tokens: it is read whole where no pack has room for it, and named where even that
     does not fit. On a GPU all is left at `budget`: there a step that does not fit fails alone, and is taken again
     (`halved`).
     """
