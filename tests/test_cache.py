@@ -20,6 +20,10 @@ from saywhy.trees import Ints
 NAMES = ("llama", "llama-tied", "qwen3", "gemma2", "gemma3", "mixtral", "mistral", "stablelm", "deepseek")
 
 
+# Two tokens looked at behind the first row, one behind the second, none behind the third.
+CHAIN = np.array([[[True, False], [False, True]], [[True, False], [False, False]], [[False, False], [False, False]]])
+
+
 @cache
 def model(name: str) -> Any:
     return tiny.model(name)
@@ -171,7 +175,7 @@ def test_rows_read_in_several_passes_are_those_of_one(name: str, monkeypatch: py
 def test_rows_whose_attention_is_computed_apart_are_those_of_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trunk = np.array([5, 6, 7])
     rows = [np.concatenate([trunk, np.arange(5, 6 + 2 * at)]) for at in range(5)]
-    monkeypatch.setattr("saywhy.lm.cache.ROWS_A_RUN", 2)
+    monkeypatch.setattr("saywhy.lm.behind.ROWS_A_RUN", 2)
     reading = open_reading(model(name), read_trunk(model(name), trunk), rows)
     for token in (9, 8):
         rows = [np.append(row, token) for row in rows]
@@ -184,20 +188,34 @@ def test_padding_is_neither_computed_nor_read(monkeypatch: pytest.MonkeyPatch) -
     trunk = np.array([5, 6, 7])
     rows = [np.concatenate([trunk, np.full(length, 5)]) for length in (2, 3, 12)]
     monkeypatch.setattr("saywhy.lm.cache.READ_AT_ONCE", 12)
-    monkeypatch.setattr("saywhy.lm.cache.ROWS_A_RUN", 2)
-    asked: list[tuple[tuple[int, ...], list[int]]] = []
-    quick = forward._behind_trunk
+    monkeypatch.setattr("saywhy.lm.behind.ROWS_A_RUN", 2)
+    asked: list[tuple[int, list[int]]] = []
+    attend = forward.attend_behind
 
     def record(query: torch.Tensor, key: torch.Tensor, *rest: Any) -> torch.Tensor:
-        asked.append((tuple(query.shape[::2]), [key.shape[2] - low for _, low in rest[-1]]))
-        return quick(query, key, *rest)
+        asked.append((query.shape[2], [key.shape[2] - run.low for run in rest[-1]]))
+        return attend(query, key, *rest)
 
     shared = read_trunk(model("llama"), trunk)
-    monkeypatch.setattr(forward, "_behind_trunk", record)
+    monkeypatch.setattr(forward, "attend_behind", record)
     reading = open_reading(model("llama"), shared, rows)
     reading.step(np.array([5, 5, 5]))
-    layers = len(asked) // 3
-    assert asked[::layers] == [((2, 3), [3]), ((1, 12), [12]), ((3, 1), [4, 13])]
+    reading.look(np.array([[6, 7], [6, 0], [0, 0]]), np.zeros((3, 2), dtype=int), CHAIN)
+    layers = len(asked) // 4
+    # The tokens of a pass, and how many own keys each run of its rows reads: those of its longest row.
+    assert asked[::layers] == [(5, [3]), (12, [12]), (3, [4, 13]), (3, [6])]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_a_row_may_look_at_nothing(name: str) -> None:
+    trunk = np.array([5, 6, 7])
+    rows = [np.concatenate([trunk, np.full(length, 5)]) for length in (2, 3, 12)]
+    reading = open_reading(model(name), read_trunk(model(name), trunk), rows)
+    spent = reading.spent
+    found = reading.look(np.array([[6, 7], [6, 0], [0, 0]]), np.zeros((3, 2), dtype=int), CHAIN)
+    wanted = torch.stack([state(name, np.append(rows[row], token)) for row, token in ((0, 6), (0, 7), (1, 6))])
+    torch.testing.assert_close(torch.cat([found[0], found[1, :1]]), wanted, rtol=1e-4, atol=1e-4)
+    assert (reading.spent - spent).tolist() == [2, 1, 0]
 
 
 def test_a_path_that_leaves_the_trunk_is_refused() -> None:

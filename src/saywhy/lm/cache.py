@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from saywhy.lm.forward import as_attention, by_layer, reads_trunk
+from saywhy.lm.behind import cut_runs
+from saywhy.lm.forward import as_attention, by_layer, reads_trunk, unmasked
 from saywhy.lm.last import states_at
 from saywhy.trees import Ints, common
 
@@ -23,8 +24,6 @@ ROOM = 32
 # (LOG.md, 2026-11-21).
 READ_AT_ONCE = 1024
 MOST_AT_ONCE = 2**30
-# Rows of like length lie together, so that few of them read little padding.
-ROWS_A_RUN = 32
 # What models of different kinds call that which they hand on from token to token.
 CARRIED = ("cache", "state")
 
@@ -91,11 +90,8 @@ class _Layer(DynamicLayer):
             )
         if self.keys.shape[2] < span.end:
             self.keys, self.values = (self._longer(part, span.end) for part in self.held())
-        begin = span.end - keys.shape[2]
         for part, new in ((self.keys, keys), (self.values, values)):
-            # Nothing reads what pads, but it is multiplied with.
-            part[span.rows, :, span.begin : begin] = 0.0
-            part[span.rows, :, begin : span.end] = new
+            span.put(part, new)
         self.used = span.end
         return self.keys[span.rows, :, span.low : span.end], self.values[span.rows, :, span.low : span.end]
 
@@ -126,13 +122,32 @@ def _behind(keys: Tensor, values: Tensor, used: int) -> _Layer:
 
 @dataclass(frozen=True)
 class _Span:
-    """Where one pass stands in a cache: `rows` of its `of`, new places from `begin` to `end`, `low` the first read."""
+    """Where one pass stands in a cache: `rows` of its `of`, new places from `begin` to `end`, `low` the first read.
+
+    `width` is how many of the new places each row reads, the last ones. `taken` says at which rows and places stands
+    what is read where that is not a rectangle but the tokens of one row after the other.
+    """
 
     rows: slice
     of: int
     begin: int
     end: int
     low: int
+    width: int
+    taken: tuple[Tensor, Tensor] | None
+
+    def put(self, part: Tensor, new: Tensor) -> None:
+        """Write the keys or values of what was read, (rows, h, width, d) or (1, h, n, d), into `part` (b, h, s, d)."""
+        if self.taken is not None:
+            # Nothing reads what pads, but it is multiplied with.
+            part[self.rows, :, self.begin : self.end] = 0.0
+            rows, places = self.taken
+            part[rows, :, places] = new[0].transpose(0, 1)
+            return
+        if len(new) == 1:
+            new = new[0].unflatten(1, (-1, self.width)).transpose(0, 1)
+        part[self.rows, :, self.begin : self.end - self.width] = 0.0
+        part[self.rows, :, self.end - self.width : self.end] = new
 
 
 class _Passing(Cache):
@@ -217,12 +232,14 @@ class Reading:
         if chain.shape[2] == ids.shape[1]:
             self._settle()
         depth = self.ends[:, None] + offset
-        self.spent = self.spent + chain.any(2).sum(1)
+        real = np.logical_or.reduce(chain, 2)
+        self.spent = self.spent + real.sum(1)
         self.looked = np.concatenate([self.looked, depth], 1)
         row = np.broadcast_to(self.valid[:, None, :], (*ids.shape, self.valid.shape[1]))
         seen = np.concatenate([row, chain], 2)
         key = np.concatenate([self.depth, self.looked], 1)
-        found = self._pass(slice(0, len(ids)), key.shape[1] - ids.shape[1], ids, depth, key, seen, ends=False)
+        begin = key.shape[1] - ids.shape[1]
+        found = self._pass(slice(0, len(ids)), begin, ids, depth, key, seen, real, ends=False)
         return found.unflatten(0, ids.shape)
 
     def part(self, rows: Sequence[int]) -> Reading:
@@ -271,45 +288,63 @@ class Reading:
         hidden = []
         for rows in _passes(count, tokens_per_pass(self.model)):
             new = slice(width - count[rows].max(), width)
-            asked = (ids[rows, new], depth[rows, new], self.depth[rows], seen[rows, new])
+            asked = (ids[rows, new], depth[rows, new], self.depth[rows], seen[rows, new], real[rows, new])
             hidden.append(self._pass(rows, before.shape[2], *asked, ends=True))
         return torch.cat(hidden)
 
     @torch.inference_mode()
     def _pass(
-        self, rows: slice, begin: int, ids: Ints, query: Ints, key: Ints, seen: NDArray[np.bool_], ends: bool
+        self,
+        rows: slice,
+        begin: int,
+        ids: Ints,
+        query: Ints,
+        key: Ints,
+        seen: NDArray[np.bool_],
+        real: NDArray[np.bool_],
+        ends: bool,
     ) -> Tensor:
-        """Run the decoder over `ids` (b, q) of some rows, at depths `query`, into places from `begin` on.
+        """Run the decoder over the `real` of `ids` (b, q) of some rows, at depths `query`, into places from `begin` on.
 
         `seen` (b, q, k) tells which keys, of depths `key` (b, k), each token reads. Gives the states (b, d) of the
-        last tokens where those `ends` are all that is read, (b * q, d) of all tokens otherwise.
+        last tokens where those `ends` are all that is read, (b * q, d) of all tokens otherwise. Behind a trunk that
+        stands once nothing is computed of what pads.
         """
         device = self.model.device
         # What stands before the first key that one of these rows reads is their padding.
         low = int(np.argmax(seen[:, :, self.apart :].any((0, 1))))
-        span = _Span(rows, len(self.valid), begin - self.apart, key.shape[1] - self.apart, low)
         key, seen = key[:, self.apart + low :], seen[:, :, self.apart + low :]
+        asked: dict[str, Any] = {"use_cache": True}
+        taken = None
+        last: Ints | None
+        if self.trunk:
+            row, column = np.nonzero(real)
+            ids, at, last = ids[row, column][None], query[row, column][None], np.cumsum(real.sum(1)) - 1
+            if not real.all():
+                first = key.shape[1] + low - real.shape[1]
+                taken = (torch.from_numpy(row + rows.start).to(device), torch.from_numpy(column + first).to(device))
+            asked |= {"trunk": self.trunk, "runs": cut_runs(real, seen, device), "attention_mask": unmasked(self.model)}
+        else:
 
-        def inside(window: int | None) -> Tensor:
-            near = seen if window is None else seen & (query[:, :, None] - key[:, None, :] < window)
-            return as_attention(self.model, torch.from_numpy(near[:, None]).to(device))
+            def inside(window: int | None) -> Tensor:
+                near = seen if window is None else seen & (query[:, :, None] - key[:, None, :] < window)
+                return as_attention(self.model, torch.from_numpy(near[:, None]).to(device))
 
-        asked = {
+            at, last = query, np.arange(1, len(ids) + 1) * ids.shape[1] - 1
+            asked |= {"attention_mask": by_layer(self.model, inside)}
+        end = key.shape[1] + low
+        span = _Span(rows, len(self.valid), begin - self.apart, end, low, real.shape[1], taken)
+        asked |= {
             "input_ids": torch.from_numpy(ids).to(device),
-            "position_ids": torch.from_numpy(query).to(device),
-            "attention_mask": by_layer(self.model, inside),
+            "position_ids": torch.from_numpy(at).to(device),
             "cache": _Passing(self.layers, span),
-            "use_cache": True,
-            **({"trunk": self.trunk, "runs": self._runs(seen)} if self.trunk else {}),
         }
-        last = torch.arange(1, len(ids) + 1, device=device) * ids.shape[1] - 1 if ends else None
-        return states_at(self.model, asked, last)
-
-    def _runs(self, seen: NDArray[np.bool_]) -> list[tuple[slice, int]]:
-        """Cut rows into runs whose attention is computed together, with the first key that any of a run reads."""
-        size = ROWS_A_RUN if self.model.device.type == "cpu" else len(seen)
-        runs = [slice(start, start + size) for start in range(0, len(seen), size)]
-        return [(run, int(np.argmax(seen[run].any((0, 1))))) for run in runs]
+        states = states_at(self.model, asked, torch.from_numpy(last).to(device) if ends else None)
+        if ends or not self.trunk or taken is None:
+            return states
+        apart = states.new_zeros((real.size, states.shape[1]))
+        apart[torch.from_numpy(np.flatnonzero(real)).to(device)] = states
+        return apart
 
 
 def _passes(count: Ints, most: int) -> Iterator[slice]:
@@ -331,6 +366,8 @@ def _passes(count: Ints, most: int) -> Iterator[slice]:
 
 class Alone:
     """The same for models that can read no mask of ours: row by row, with what the model hands on to itself."""
+
+    apart = 0
 
     def __init__(self, model: Any, paths: Sequence[Ints]) -> None:
         self.model = model

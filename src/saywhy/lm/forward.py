@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from saywhy.lm.behind import Run, attend_behind
 from saywhy.lm.last import states_at
 from saywhy.lm.trunk import Parts, TwoParts, alike, along, parts_of, trunk_size
 from saywhy.trees import Pack, allowed, padded, within_window
@@ -94,7 +95,7 @@ def _asked(model: Any, pack: Pack) -> dict[str, Any]:
     depth = torch.from_numpy(pack.depth).to(model.device)
     asked |= {"position_ids": depth}
     if in_parts(model, pack):
-        return {**asked, "attention_mask": _everything(model), "parts": parts_of(pack, model.device)}
+        return {**asked, "attention_mask": unmasked(model), "parts": parts_of(pack, model.device)}
     if by_path(model, pack):
         return {**asked, **_along_paths(model, pack)}
     return {**asked, "attention_mask": tree_mask(model, torch.from_numpy(pack.subtree_end).to(model.device), depth[0])}
@@ -155,7 +156,7 @@ def by_path(model: Any, pack: Pack) -> bool:
     return rows * width * width < pack.ids.size**2 / 2 and rows * width < MOST_REPEATED * pack.ids.size
 
 
-def _everything(model: Any) -> Tensor:
+def unmasked(model: Any) -> Tensor:
     """Any mask of four dimensions is handed on as it is; one number says that plain causal attention holds."""
     return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=model.device)
 
@@ -166,7 +167,7 @@ def _along_paths(model: Any, pack: Pack) -> dict[str, Any]:
 
     def band(window: int | None) -> Tensor:
         if window is None or window >= len(place):
-            return _everything(model)
+            return unmasked(model)
         return (allowed(torch.full_like(place, len(place)), place) & within_window(place, window))[None, None]
 
     return {"attention_mask": by_layer(model, band), "paths": paths, "home": home}
@@ -181,7 +182,7 @@ def attend_by_path(
     paths: Tensor | None = None,
     home: Tensor | None = None,
     trunk: Sequence[tuple[Tensor, Tensor]] = (),
-    runs: Sequence[tuple[slice, int]] = (),
+    runs: Sequence[Run] = (),
     parts: Parts | None = None,
     heard: list[int] | None = None,
     **rest: Any,
@@ -190,16 +191,14 @@ def attend_by_path(
 
     `query` (1, h, n, d), `key`, `value` (1, h_kv, n, d), `paths` (r, l), `home` (n,). Every path is a row of plain
     causal attention; a token that several paths share is taken from the first. Gives (1, n, h, d). With a `trunk`, each
-    layer's keys and values (1, h_kv, s, d), every token of a batch reads all of it beside what the mask says; `runs`
-    are rows that lie together, all rows in turn, with the first key that any of them reads. `heard` notes that the
-    layer was told.
+    layer's keys and values (1, h_kv, s, d), the tokens are those of many rows in turn, and every one reads all of it
+    beside what the `runs` say of its row. `heard` notes that the layer was told.
     """
     if heard is not None:
         heard.append(1)
     if trunk:
-        assert attention_mask is not None
         keys, values = trunk[module.layer_idx]
-        return _behind_trunk(query, key, value, keys[0], values[0], attention_mask, rest.get("scaling"), runs), None
+        return attend_behind(query, key, value, keys[0], values[0], rest.get("scaling"), runs), None
     if parts is not None:
         return _in_parts(query, key, value, parts, rest.get("scaling")), None
     if paths is None or home is None:
@@ -213,43 +212,6 @@ def attend_by_path(
     with torch.autocast(query.device.type, enabled=False):
         found, _ = sdpa_attention_forward(module, *rows, band, **{**rest, "is_causal": band is None})
     return found.flatten(0, 1).index_select(0, home)[None].to(kind), None
-
-
-def _behind_trunk(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    seen: Tensor,
-    scale: float | None,
-    runs: Sequence[tuple[slice, int]],
-) -> Tensor:
-    """Attention over a trunk that stands once, `keys`, `values` (g, s, d), and over each row's own `key`, `value`.
-
-    `query` (b, h, n, d), `key`, `value` (b, g, m, d), `seen` (b, 1, n, m): (b, n, h, d); values may be of another
-    size than keys. Each group of heads has one product of all rows with the trunk, so that no row carries a copy of it;
-    rows come before groups elsewhere, as they do in the cache, which is read where it lies. On a CPU reading it is what
-    takes the time, so each of the `runs` leaves out what all its rows leave out.
-    """
-    rows, _, n, d = query.shape
-    groups, shared = len(keys), keys.shape[1]
-    # (b, g, heads of a group * n, d)
-    asked = (query * (d**-0.5 if scale is None else scale)).reshape(rows, groups, -1, d)
-    logits = asked.new_full((*asked.shape[:3], shared + key.shape[2]), -torch.inf)
-    far, near = logits[..., :shared], logits[..., shared:]
-    far.copy_((asked.transpose(0, 1).flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, (rows, -1)).transpose(0, 1))
-    for run, low in runs:
-        read = asked[run].flatten(0, 1) @ key[run, :, low:].flatten(0, 1).transpose(1, 2)
-        near[run, ..., low:] = read.unflatten(0, (-1, groups))
-    near.unflatten(2, (-1, n)).masked_fill_(~seen[:, :, None], -torch.inf)
-    weights = torch.softmax(logits, -1)
-    of_trunk = weights[..., :shared].transpose(0, 1).flatten(1, 2) @ values
-    found = of_trunk.unflatten(1, (rows, -1)).transpose(0, 1).contiguous()
-    for run, low in runs:
-        own = weights[run, ..., shared + low :].flatten(0, 1) @ value[run, :, low:].flatten(0, 1)
-        found[run] += own.unflatten(0, (-1, groups))
-    return found.unflatten(2, (-1, n)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 def _in_parts(query: Tensor, key: Tensor, value: Tensor, parts: Parts, scale: float | None) -> Tensor:

@@ -18,6 +18,9 @@ from saywhy.trees import Branch, Floats, Ints, pack_alone, pack_trees
 Bools = NDArray[np.bool_]
 # Of so few tokens a pass takes hardly longer than of one: they are read together, wanted or not.
 FEW_TOKENS = 32
+# Of rows read behind a trunk those that are done leave when no more than this share stays.
+STAYING = 0.25
+NOTHING: Ints = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,12 @@ def score(reading: Reading | Alone, tries: Sequence[Trie], prune: float) -> Scor
     for search, line in zip(searches, _log_probs(reading.model, reading.hidden, tries), strict=True):
         search.note(np.zeros(1, dtype=np.int64), line[None])
     # Which node of its trie each row read at each place behind its end, -1 where it read nothing.
-    behind = [np.zeros(0, dtype=np.int64) for _ in tries]
+    behind = [NOTHING for _ in tries]
     staying, width, parted = list(range(len(tries))), 0, reading
     few = isinstance(reading, Reading) and sum(int(search.unread.sum()) for search in searches) <= FEW_TOKENS
     while wanted := {row: nodes for row in staying if len(nodes := searches[row].wanted(few))}:
-        if len(wanted) < len(staying):
+        # Where nothing is computed for rows that read nothing, to copy the others costs more than to let them stay.
+        if len(wanted) < len(staying) * (STAYING if parted.apart else 1):
             parted = parted.part([at for at, row in enumerate(staying) if row in wanted])
             staying = list(wanted)
         most = max(map(len, wanted.values()))
@@ -103,7 +107,8 @@ def score(reading: Reading | Alone, tries: Sequence[Trie], prune: float) -> Scor
         # What pads reads the row alone, and nothing reads it.
         offset = np.zeros((len(staying), most), dtype=np.int64)
         chain = np.zeros((len(staying), most, width + most), dtype=bool)
-        for at, (row, nodes) in enumerate(wanted.items()):
+        for at, row in enumerate(staying):
+            nodes = wanted.get(row, NOTHING)
             trie, count = searches[row].trie, len(nodes)
             behind[row] = np.concatenate([behind[row], nodes, np.full(most - count, -1)])
             ids[at, :count] = trie.token[nodes]
@@ -112,7 +117,7 @@ def score(reading: Reading | Alone, tries: Sequence[Trie], prune: float) -> Scor
         hidden = parted.look(ids, offset, chain)
         reading.spent[staying] = parted.spent
         width += most
-        counts = [len(nodes) for nodes in wanted.values()]
+        counts = [len(wanted.get(row, NOTHING)) for row in staying]
         read = torch.cat([states[:count] for states, count in zip(hidden, counts, strict=True)])
         owners = [searches[row].trie for row, nodes in wanted.items() for _ in nodes]
         lines = iter(_log_probs(reading.model, read, owners))
