@@ -407,14 +407,17 @@ def test_other_weights_than_those_that_answered_fail(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_scored_again_is_what_saywhy_scores(finished: toy.Done) -> None:
+def test_what_is_scored_again_is_what_saywhy_scores(finished: toy.Done, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "SCORED_AGAIN", 2 * toy.TEST)
     for arm in toy.ARMS:
         classifier = load(finished.folder / arm)
         asked = export._asked(classifier, finished.folder / arm, None)
-        path = finished.folder / "predictions" / f"{arm}-{classifier.mode}-test.parquet"
-        saved = store.read_table(path).to_pylist()
+        names = [f"{arm}-{mode}-test.parquet" for mode in ("label", "reason") if mode in classifier.modes]
+        written = finished.folder / "predictions"
+        saved = [line for name in names for line in store.read_table(written / name).to_pylist()]
         model = AutoModelForCausalLM.from_pretrained(finished.folder / arm, dtype=torch.float32)
-        assert len(asked) == len(saved) == toy.TEST
+        assert len(asked) == len(saved) == toy.TEST * (2 if arm == "both" else 1)
+        assert {one.reasoning is None for one in asked} == {name.split("-")[1] == "label" for name in names}
         for one, line in zip(asked, saved, strict=True):
             _, ids = export._asked_prompt(classifier.lm.encoder, one)
             shares = export._shares(model, classifier.lm.encoder, arm, ids, toy.LABELS)
@@ -422,9 +425,20 @@ def test_what_is_scored_again_is_what_saywhy_scores(finished: toy.Done) -> None:
 
 
 def test_rows_are_spread_over_all_of_them() -> None:
-    found = export._spread(list(range(1000)))
-    assert len(found) == export.SCORED_AGAIN and found[0] == 0 and found[-1] == 999
-    assert export._spread([1, 2, 3]) == [1, 2, 3]
+    found = export._spread(list(range(1000)), 50)
+    assert len(found) == 50 and found[0] == 0 and found[-1] == 999
+    assert export._spread([1, 2, 3], 50) == [1, 2, 3]
+
+
+def test_an_arm_that_answers_both_ways_is_asked_both_ways(finished: toy.Done, tmp_path: Path) -> None:
+    classifier = load(finished.folder / "both")
+    asked = export._asked(classifier, finished.folder / "both", some_rows(tmp_path))
+    assert [one.reasoning is None for one in asked] == [True] * 3 + [False] * 3
+    assert len({one.row.id for one in asked}) == 6
+    # A run that was evaluated one way is asked that way.
+    (tmp_path / "predictions").mkdir()
+    shutil.copy(finished.folder / "predictions" / "both-label-test.parquet", tmp_path / "predictions")
+    assert {one.reasoning for one in export._asked(classifier, tmp_path / "both", None)} == {None}
 
 
 def test_rows_come_from_a_file_where_there_is_no_run(tmp_path: Path) -> None:

@@ -149,23 +149,41 @@ def _in_its_place(to: Path) -> Iterator[Path]:
 
 
 def _asked(classifier: Classifier, folder: Path, source: str | None) -> list[Asked]:
-    """Choose rows, spread over a file or the run's predictions, with saywhy's answers in the arm's own mode."""
+    """Choose rows, spread over a file or the run's predictions, with saywhy's answers for the label alone and reasoned.
+
+    An arm that gives both is asked for one half of the rows each way.
+    """
+    modes = [mode for mode in ("label", "reason") if mode in classifier.modes]
     if source is not None:
         table = open_table(source, Path())
         given = [row for _, row in rows_to_predict(table, columns_of(classifier.task))]
         if not given:
             raise RequestError(f"{table.name}: there are no rows")
-        rows = _spread(given)
-        answers = answer(classifier, rows, classifier.mode)
-        return [Asked(row, found.label, found.reasoning) for row, found in zip(rows, answers, strict=True)]
-    named = [f"{folder.resolve().name}-{classifier.mode}-{split}.parquet" for split in ("test", "dev")]
-    paths = [folder.resolve().parent / "predictions" / name for name in named]
-    path = next((path for path in paths if path.exists()), None)
-    if path is None:
+        rows = _spread(given, SCORED_AGAIN)
+        parts = [(mode, rows[at :: len(modes)]) for at, mode in enumerate(modes)]
+        return [
+            Asked(row, found.label, found.reasoning)
+            for mode, some in parts
+            for row, found in zip(some, answer(classifier, some, mode), strict=True)
+        ]
+    saved = {mode: path for mode in modes if (path := _predictions(folder, mode)) is not None}
+    if not saved:
         raise RequestError(
-            f"{folder}: an export scores {SCORED_AGAIN} rows again, and there is no predictions/{named[0]} of a run "
-            "beside it; give --input FILE with rows such as those of the training, or evaluate the run first"
+            f"{folder}: an export scores {SCORED_AGAIN} rows again, and there is no "
+            f"predictions/{folder.resolve().name}-{modes[0]}-test.parquet of a run beside it; give --input FILE with "
+            "rows such as those of the training, or evaluate the run first"
         )
+    return [one for path in saved.values() for one in _spread(_saved(classifier, path), SCORED_AGAIN // len(saved))]
+
+
+def _predictions(folder: Path, mode: str) -> Path | None:
+    name, written = folder.resolve().name, folder.resolve().parent / "predictions"
+    paths = [written / f"{name}-{mode}-{split}.parquet" for split in ("test", "dev")]
+    return next((path for path in paths if path.exists()), None)
+
+
+def _saved(classifier: Classifier, path: Path) -> list[Asked]:
+    """Read the rows of a file of predictions that fit whole, with what was answered."""
     saved = load_answers(path, classifier.task)
     asked = [
         Asked(Row(name, text, choices=choices), label, reasoning)
@@ -177,11 +195,11 @@ def _asked(classifier: Classifier, folder: Path, source: str | None) -> list[Ask
     fitting = [one for one in asked if not prompt_ids(classifier.lm.encoder, row_pieces(one.row))[1]]
     if not fitting:
         raise RequestError(f"{path}: none of its texts fits whole; give --input FILE with rows to score again")
-    return _spread(fitting)
+    return fitting
 
 
-def _spread(rows: Sequence[T]) -> list[T]:
-    places = np.unique(np.linspace(0, len(rows) - 1, SCORED_AGAIN).round().astype(int))
+def _spread(rows: Sequence[T], count: int) -> list[T]:
+    places = np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))
     return [rows[at] for at in places]
 
 
