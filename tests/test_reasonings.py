@@ -412,6 +412,10 @@ def test_a_class_that_has_nothing_to_say_is_not_asked_for_ever(tmp_path: Path) -
     assert len([name for name in asked if name.startswith("r3 ")]) == 2 * 2 * 4
     kept = reasonings.read_kept(tmp_path / "reasonings")
     assert {len(some) for some in kept.values()} == {1}
+    # Two targets of twelve, where six would be an even split.
+    weights = reasonings.kept_weights(kept, 1)
+    assert reasonings.short_of(rows, weights, 0.8) == {"b": pytest.approx(1 / 3)}
+    assert reasonings.short_of(rows, {**weights, "r3": 4, "r7": 3}, 0.8) == {}
 
 
 @given(

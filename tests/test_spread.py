@@ -15,12 +15,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import toy
+from faulty import Act, completion, serving
 from saywhy import cli, journal, pipeline, reasonings, store
 from saywhy import spread as room
 from saywhy.config import Reasonings
@@ -330,7 +332,13 @@ def deadly(begin: Callable[[], Teacher], marker: str) -> Teacher:
     return write
 
 
-def drive(data: str, folder: str, marker: str, dies_after: str) -> None:
+def settings_of(url: str) -> dict[str, Any]:
+    """The changes of a run whose teacher is the reasoner, or where there is a `url` the server there."""
+    api = {"base_url": url, "model": "m", "concurrency": 2}
+    return toy.quick(reasonings__teacher="api", reasonings__api=api) if url else toy.with_reasoner()
+
+
+def drive(data: str, folder: str, marker: str, dies_after: str, url: str) -> None:
     """Write the reasonings with two workers; the driver dies when it has kept so many groups."""
     writing.ROWS_PER_PART = ROWS_PER_PART
     keep, kept = journal.keep, []
@@ -342,7 +350,7 @@ def drive(data: str, folder: str, marker: str, dies_after: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     journal.keep = counted
-    config = toy.load(Path(data), **toy.with_reasoner())
+    config = toy.load(Path(data), **settings_of(url))
     with ray_engine(2) as engine:
 
         def several(writer: Writer) -> Writer:
@@ -351,12 +359,15 @@ def drive(data: str, folder: str, marker: str, dies_after: str) -> None:
         pipeline.run(config, Path(folder), until="reason", spread=several)
 
 
-def driven(data: Path, folder: Path, marker: Path, dies_after: int = 0) -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, "-c", DRIVER, str(data), str(folder), str(marker), str(dies_after)]
+def driven(
+    data: Path, folder: Path, marker: Path, dies_after: int = 0, url: str = ""
+) -> subprocess.CompletedProcess[str]:
+    script = [sys.executable, "-c", DRIVER, str(data), str(folder), str(marker), str(dies_after), url]
     found = [str(Path(room.__file__).parents[1]), str(Path(__file__).parent)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     # Ray's workers let everybody go first; on a busy machine they would hardly begin.
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(found), "RAY_worker_niceness": "0"}
+    environment["OPENAI_API_KEY"] = "none"
     return subprocess.run(script, capture_output=True, text=True, env=environment, timeout=500)
 
 
@@ -413,3 +424,29 @@ class TestCluster:
         assert ended.returncode == 0, ended.stderr
         assert parts(folder) == parts(run)
         assert spent(folder)["reasoner"]["attempts"] == answers(run)
+
+    def test_workers_ask_a_server_and_one_that_is_killed_loses_no_answer(
+        self, alone: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def because(body: dict[str, Any], before: int) -> Act:
+            told = json.dumps([body["messages"], body["seed"]])
+            return Act(completion("because " + store.hash_of(told)[:8]), delay=0.01)
+
+        data, _ = alone
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        monkeypatch.setattr(writing, "ROWS_PER_PART", ROWS_PER_PART)
+        with serving(because) as server:
+            spread = partial(replace, at_once=AT_ONCE)
+            config = toy.load(data, **settings_of(server.url))
+            pipeline.run(config, tmp_path / "alone", until="reason", spread=spread)
+            alone_asked = [(body["messages"], body["seed"]) for body in server.bodies]
+            del server.bodies[:]
+            ended = driven(data, tmp_path / "run", marker := tmp_path / "killed", url=server.url)
+            assert ended.returncode == 0, ended.stderr
+            asked = [(body["messages"], body["seed"]) for body in server.bodies]
+        assert int(marker.read_text(encoding="utf-8")) > 0, "no worker was killed"
+        assert parts(tmp_path / "run") == parts(tmp_path / "alone")
+        assert spent(tmp_path / "run")["api"]["answers"] == len(alone_asked)
+        assert all(one in asked for one in alone_asked)
+        # The worker that died had answers of one group that it had not handed over, and no others are asked for twice.
+        assert len(alone_asked) <= len(asked) <= len(alone_asked) + AT_ONCE

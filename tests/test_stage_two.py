@@ -70,8 +70,25 @@ def test_a_topped_up_row_counts_as_often_in_every_arm(tmp_path: Path) -> None:
             assert all(one in found for one in copies) and f"{name}#{count + 1}" not in found
     told = trained_on(done.folder / "reason_then_label")
     name, count = next(iter(each.items()))
+    assert done.metrics["reasonings"]["short_of_top_up"] == {}
     said = [told[one][0] for one in (name, *(f"{name}#{k}" for k in range(2, count + 1)))]
     assert said == [f"Reasoning: {text}\nLabel: dog<eos>" for text in kept[name]]
+
+
+def test_a_class_that_could_not_be_topped_up_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The likeliest reasoning is the same in every try, so nothing can be added.
+    rows = [row for row in toy.records()["train"] if row["label"] != "dog"] + [
+        row for row in toy.records()["train"] if row["label"] == "dog"
+    ][:2]
+    data = toy.write_data(tmp_path / "data")
+    toy.write_lines(data / "train.jsonl", rows)
+    likeliest = {"max_tokens": 8, "temperature": 0.0}
+    done = toy.run(data, tmp_path / "run", **toy.with_reasoner(reasonings__top_up=1.0, reasonings__sampling=likeliest))
+    reached = 2 / (len(rows) / 3)
+    assert done.metrics["reasonings"]["short_of_top_up"] == {"dog": pytest.approx(reached)}
+    assert f"reasonings.top_up: dog reached {reached:.2f} of an even split, not 1.0" in capsys.readouterr().err
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert f"dog was to be topped up to 1.00 of an even split and reached {reached:.2f}." in page
 
 
 def test_scorers_measure_every_candidate_and_another_limit_measures_nothing_again(

@@ -16,7 +16,7 @@ from saywhy.journal import Journal
 from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
 from saywhy.pipeline.judging import evaluated
-from saywhy.pipeline.lessons import Taught, lesson
+from saywhy.pipeline.lessons import Taught, lesson, short_of_top_up
 from saywhy.pipeline.measures import course, measured, measured_by
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, tracked, worked_lessons
 from saywhy.pipeline.writers import merger, reckoned, writers
@@ -220,6 +220,11 @@ def _write(this: Run, out: Path, job: reasonings.Job, book: Journal) -> None:
     told = reasonings.write(out, job, book, partial(measured, this, job, book))
     for line in reasonings.lines(told):
         say(line)
+    for label, reached in short_of_top_up(this, out).items():
+        say(
+            f"reasonings.top_up: {label} reached {reached:.2f} of an even split, not {this.config.reasonings.top_up}: "
+            "no more different reasonings of its rows are kept; raise max_tries, candidates or the temperature"
+        )
 
 
 def _length(this: Run) -> Callable[[str], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from saywhy import classifier, controls, evaluate, reasonings
@@ -26,15 +27,28 @@ class Taught:
 
 def lesson(this: Run, written: Made | None, base: tuple[str, str]) -> Taught:
     """Give all arms the same rows, as often as each other."""
-    data, settings = this.data, this.config.reasonings
     if written is None:
-        return Taught(data.train, {}, {}, {})
+        return Taught(this.data.train, {}, {}, {})
     kept = reasonings.read_kept(written.folder)
-    weights = reasonings.kept_weights(kept, settings.per_row)
-    rows = data.train
-    if settings.without_reasoning == "leave_out":
-        rows = tuple(row for row in rows if row.id in kept)
+    weights = reasonings.kept_weights(kept, this.config.reasonings.per_row)
+    rows = _rows(this, kept)
     return Taught(rows, kept, _taught_reasonings(this, rows, kept, base), weights)
+
+
+def short_of_top_up(this: Run, written: Path) -> dict[str, float]:
+    """Give the classes that topping up left short of the share that was asked for, with what they reached."""
+    settings = this.config.reasonings
+    if settings.top_up is None:
+        return {}
+    kept = reasonings.read_kept(written)
+    weights = reasonings.kept_weights(kept, settings.per_row)
+    return reasonings.short_of(_rows(this, kept), weights, settings.top_up)
+
+
+def _rows(this: Run, kept: Mapping[str, tuple[str, ...]]) -> tuple[Row, ...]:
+    if this.config.reasonings.without_reasoning == "label_only":
+        return this.data.train
+    return tuple(row for row in this.data.train if row.id in kept)
 
 
 def _taught_reasonings(
@@ -57,6 +71,8 @@ def told(this: Run, written: Made | None, learnt: Taught) -> dict[str, Any] | No
     return {
         **reasonings.summary(written.folder),
         "without_reasoning": config.reasonings.without_reasoning,
+        "top_up": config.reasonings.top_up,
+        "short_of_top_up": short_of_top_up(this, written.folder),
         "samples": reasonings.samples(written.folder),
         "replace": config.reasonings.replace,
         "replaced": sum(new != old for name in taught for new, old in zip(taught[name], kept[name], strict=True)),

@@ -2,7 +2,7 @@
 
 from saywhy.reasonings.asking import NOT_ANSWERED, begun_once
 from saywhy.reasonings.judging import Measure, Measured, measures
-from saywhy.reasonings.parts import kept_weights, lines, read_kept, samples, summary
+from saywhy.reasonings.parts import kept_weights, lines, read_kept, samples, short_of, summary
 from saywhy.reasonings.writing import Job, first_drafts, write
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "measures",
     "read_kept",
     "samples",
+    "short_of",
     "summary",
     "write",
 ]

@@ -87,6 +87,18 @@ def kept_weights(kept: dict[str, tuple[str, ...]], per_row: int) -> dict[str, in
     return {name: -(-len(some) // per_row) for name, some in kept.items() if len(some) > per_row}
 
 
+def short_of(rows: Sequence[Row], weights: Mapping[str, int], share: float) -> dict[str, float]:
+    """Give the classes that topping up left below `share` of what an even split would give them, with their share.
+
+    `rows` are those that are trained, and `weights` how many times a row counts where that is more than once.
+    """
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts[row.label or ""] += weights.get(row.id, 1)
+    even = sum(counts.values()) / max(1, len(counts))
+    return {label: counts[label] / even for label in sorted(counts) if counts[label] < share * even}
+
+
 def summary(folder: Path) -> dict[str, Any]:
     """Count rows, candidates and what was kept or dropped, by reason, by class and by teacher; average the figures."""
     dropped: Counter[str] = Counter()
