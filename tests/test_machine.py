@@ -74,3 +74,16 @@ def test_elsewhere_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     with machine.keeping_freed():
         assert held_after_freeing() < BLOCK // 2
     machine.give_back_freed()
+
+
+@pytest.mark.parametrize(("maker", "intel"), [("GenuineIntel", True), ("AuthenticAMD", False)])
+def test_the_maker_of_the_processor_is_read(tmp_path: Path, maker: str, intel: bool) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {maker}\n", encoding="utf-8")
+    assert machine.made_by_intel(tmp_path) is intel
+
+
+def test_without_such_a_file_the_system_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for told, intel in (("Intel64 Family 6 Model 207 Stepping 8, GenuineIntel", True), ("arm", False)):
+        monkeypatch.setattr(platform, "processor", lambda told=told: told)
+        assert machine.made_by_intel(tmp_path) is intel

@@ -17,6 +17,12 @@ if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or torch.backends.cpu.get_
     pytest.skip("needs oneDNN on a processor with AVX-512", allow_module_level=True)
 
 
+@pytest.fixture(autouse=True)
+def _not_intel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There MKL is faster, and layers stay; what oneDNN computes is the same."""
+    monkeypatch.setattr(products, "made_by_intel", lambda: False)
+
+
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes that went to oneDNN."""
@@ -141,10 +147,14 @@ def test_layers_that_do_something_else_with_such_parts_stay(other: nn.Module) ->
 
 
 def test_where_there_is_nothing_better_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    model = nn.Sequential(nn.Linear(4, 4))
+    for owner, name, told in ((torch.backends.cpu, "get_cpu_capability", "AVX2"), (products, "made_by_intel", True)):
+        model = nn.Sequential(nn.Linear(4, 4))
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda told=told: told)
+            quick_products(model)
+        assert type(model[0]) is nn.Linear
     quick_products(model)
-    assert type(model[0]) is nn.Linear
+    assert type(model[0]) is not nn.Linear
 
 
 def test_a_model_that_is_asked_multiplies_so(seen: list[tuple[int, ...]]) -> None:

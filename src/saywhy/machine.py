@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,12 @@ def memory_kills(root: Path = Path("/")) -> int | None:
     """Give how often the system has killed in this process's group for want of memory; None where nobody counts."""
     counts = [_entry(group / files.events, "oom_kill") for files, group in _groups(root)]
     return next((count for count in counts if count is not None), None)
+
+
+def made_by_intel(root: Path = Path("/")) -> bool:
+    """Tell whether the processor is Intel's, as far as the system says."""
+    told = root / "proc/cpuinfo"
+    return "GenuineIntel" in (told.read_text(errors="replace") if told.exists() else platform.processor())
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 # A run reads at most so many tokens, padding included, unless it is one row: what it computes stays in a CPU's caches.
 TOKENS_A_RUN = 512
 ROWS_A_RUN = 32
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,15 @@ class Run:
     """Rows of like length that lie together, whose attention is computed together.
 
     `rows` of the cache, `low` the first key that any of them reads, `tokens` what is read of them among all that is
-    read. `home` (n,) gives each token's place in the rectangle (rows * width), None where it is full. `hidden`
-    (rows, 1, width, m - low) bool tells which of their own keys a place of it does not read.
+    read. `home` (n,) gives each token's place in the rectangle (rows * width), None where it is full. `mask`
+    (rows, 1, width, m - low) float32 is -inf where a place of it does not read a key, else 0.
     """
 
     rows: slice
     low: int
     tokens: slice
     home: Tensor | None
-    hidden: Tensor
+    mask: Tensor
 
 
 def cut_runs(real: NDArray[np.bool_], seen: NDArray[np.bool_], device: torch.device) -> list[Run]:
@@ -45,8 +46,8 @@ def cut_runs(real: NDArray[np.bool_], seen: NDArray[np.bool_], device: torch.dev
         low = int(np.argmax(reads.any((0, 1))))
         count = int(some.sum())
         home = None if some.all() else torch.from_numpy(np.flatnonzero(some)).to(device)
-        hidden = torch.from_numpy(~reads[:, None, :, low:]).to(device)
-        runs.append(Run(rows, low, slice(start, start + count), home, hidden))
+        mask = torch.from_numpy(np.where(reads[:, None, :, low:], np.float32(0), np.float32("-inf"))).to(device)
+        runs.append(Run(rows, low, slice(start, start + count), home, mask))
         start += count
     return [run for run in runs if run.tokens.stop > run.tokens.start]
 
@@ -72,24 +73,48 @@ def attend_behind(
     a copy of it. On a CPU reading keys is what takes the time, so each of the `runs` leaves out what all its rows leave
     out.
     """
-    asked = query[0] * (query.shape[-1] ** -0.5 if scale is None else scale)
-    heads, shared = len(asked), keys.shape[1]
-    found = asked.new_empty((asked.shape[1], heads, values.shape[-1]))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    # Only this kernel tells the log-sum-exp that joins two parts, and it wants float32 to be exact.
+    fused = query.device.type == "cpu" and query.dtype == torch.float32 and value.shape[-1] == query.shape[-1]
+    parts = (_fused if fused else _plain)(query[0], key, value, keys, values, scale, runs)
+    return torch.cat([part.transpose(0, 1) for part in parts])[None]
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, scale: float, runs: Sequence[Run]
+) -> Iterator[Tensor]:
+    """Give each run's attention (h, n, d): what the trunk and what the rows give, joined by their log-sum-exp."""
+    groups, times = len(keys), len(query) // len(keys)
+    far, far_sums = FLASH(_grouped(query, groups)[None], keys[None], values[None], scale=scale)
+    far, far_sums = far.reshape(query.shape), far_sums.reshape(query.shape[:2])
+    for run in runs:
+        own = (part[run.rows, :, run.low :] for part in (key, value))
+        mask = run.mask.repeat(1, 1, times, 1) if times > 1 else run.mask
+        asked = _in_rows(query[:, run.tokens], run, groups).unflatten(0, (-1, groups))
+        near, sums = FLASH(asked, *own, attn_mask=mask, scale=scale)
+        near = _in_turn(near.unflatten(2, (times, -1)).flatten(1, 2), run)
+        sums = _in_turn(sums[..., None].unflatten(2, (times, -1)).flatten(1, 2), run)
+        yield torch.lerp(far[:, run.tokens], near, torch.sigmoid(sums - far_sums[:, run.tokens, None]))
+
+
+def _plain(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, scale: float, runs: Sequence[Run]
+) -> Iterator[Tensor]:
+    """Give each run's attention (h, n, d) by one softmax over the trunk and the rows."""
+    groups, heads, shared = len(keys), len(query), keys.shape[1]
     for run in runs:
         own_keys, own_values = (part[run.rows, :, run.low :].flatten(0, 1) for part in (key, value))
-        some = asked[:, run.tokens]
-        near = _in_rows(some, run, len(keys)) @ own_keys.transpose(1, 2)
-        near = near.unflatten(0, (-1, len(keys))).unflatten(2, (heads // len(keys), -1)).flatten(1, 2)
-        near = _in_turn(near.masked_fill_(run.hidden, -torch.inf), run)
+        some = query[:, run.tokens] * scale
+        near = _in_rows(some, run, groups) @ own_keys.transpose(1, 2)
+        near = near.unflatten(0, (-1, groups)).unflatten(2, (heads // groups, -1)).flatten(1, 2)
+        near = _in_turn(near + run.mask.to(near.dtype), run)
         logits = some.new_empty((*some.shape[:2], shared + near.shape[-1]))
-        torch.bmm(_grouped(some, len(keys)), keys.transpose(1, 2), out=_grouped(logits[..., :shared], len(keys)))
+        torch.bmm(_grouped(some, groups), keys.transpose(1, 2), out=_grouped(logits[..., :shared], groups))
         logits[..., shared:] = near
         weights = torch.softmax(logits, -1)
-        far = (_grouped(weights[..., :shared], len(keys)) @ values).view(heads, -1, values.shape[-1])
-        own = _in_rows(weights[..., shared:], run, len(keys)) @ own_values
-        own = own.unflatten(0, (-1, len(keys))).unflatten(2, (heads // len(keys), -1)).flatten(1, 2)
-        found[run.tokens] = (far + _in_turn(own, run)).transpose(0, 1)
-    return found[None]
+        far = (_grouped(weights[..., :shared], groups) @ values).view(heads, -1, values.shape[-1])
+        own = _in_rows(weights[..., shared:], run, groups) @ own_values
+        yield far + _in_turn(own.unflatten(0, (-1, groups)).unflatten(2, (heads // groups, -1)).flatten(1, 2), run)
 
 
 def _grouped(part: Tensor, groups: int) -> Tensor:
@@ -99,7 +124,7 @@ def _grouped(part: Tensor, groups: int) -> Tensor:
 
 def _in_rows(part: Tensor, run: Run, groups: int) -> Tensor:
     """Put the tokens of a run (h, n, d) into their rows: (rows * g, h/g * width, d), zeros where nothing is read."""
-    rows, _, width, _ = run.hidden.shape
+    rows, _, width, _ = run.mask.shape
     if run.home is not None:
         part = part.new_zeros((len(part), rows * width, part.shape[2])).index_copy_(1, run.home, part)
     apart = part.unflatten(1, (rows, width)).unflatten(0, (groups, -1))

@@ -24,6 +24,7 @@ ROOM = 32
 # (LOG.md, 2026-11-21).
 READ_AT_ONCE = 1024
 MOST_AT_ONCE = 2**30
+PASSES_A_BATCH = 4
 # What models of different kinds call that which they hand on from token to token.
 CARRIED = ("cache", "state")
 
@@ -67,9 +68,10 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 def reckoned(model: Any, held: Sequence[int], read: Sequence[int], budget: int) -> list[int]:
     """Give what to cut rows into batches by that hold so many tokens each, and read so many of them together.
 
-    A batch of `budget` such tokens then reads no more than one pass should: rows of unequal length share few of them.
+    A batch of `budget` such tokens then reads no more than a few passes should: what comes behind the prompts is read
+    for all its rows together, and those of unequal length share few passes.
     """
-    most = tokens_per_pass(model)
+    most = PASSES_A_BATCH * tokens_per_pass(model)
     return [max(one, -(-length * budget // most)) for one, length in zip(held, read, strict=True)]
 
 

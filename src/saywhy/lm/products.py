@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from saywhy.machine import made_by_intel
+
 # For fewer rows than this the two libraries take about as long.
 FEWEST_ROWS = 4
 # The numbers of rows that are multiplied have so many leading bits.
@@ -82,13 +84,13 @@ def _projections(module: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
 
 
 def quick_products(model: Any) -> None:
-    """Let the linear and the gated layers of a model use oneDNN in float32 where the processor has AVX-512.
+    """Let the linear and the gated layers of a model use oneDNN in float32 where that is faster than what torch takes.
 
     MKL, which torch takes for float32, keeps to AVX2 on processors that are not Intel's: on AMD's Zen 5 oneDNN is twice
-    as fast (LOG.md, 2026-11-21). Training stays as it is.
+    as fast (LOG.md, 2026-11-21), on a Xeon a seventh slower (2026-11-30). Training stays as it is.
     """
     has_product = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if not has_product or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    if not has_product or torch.backends.cpu.get_cpu_capability() != "AVX512" or made_by_intel():
         return
     for module in model.modules():
         if type(module) is nn.Linear:
