@@ -70,7 +70,9 @@ def test_it_is_attention_over_the_trunk_and_the_row(
         patch.setattr(behind, "ROWS_A_RUN", together)
         if way == "plain":
             patch.setattr(behind, "_fused", behind._plain)
-        runs = cut_runs(real, seen, torch.device("cpu"))
+        if way == "fused":
+            patch.setattr(behind, "_plain", None)
+        runs = cut_runs(real, seen, torch.device("cpu"), torch.float32)
         assert [run.tokens.start for run in runs] == [0, *(run.tokens.stop for run in runs[:-1])]
         found = attend_behind(query, key, value, keys, values, None, runs)
         torch.testing.assert_close(found, wanted(query, key, value, keys, values, real, seen), rtol=1e-4, atol=1e-5)
@@ -78,11 +80,22 @@ def test_it_is_attention_over_the_trunk_and_the_row(
 
 def test_half_precision_is_computed_too() -> None:
     torch.manual_seed(0)
-    real, seen = np.ones((2, 3), dtype=bool), np.tril(np.ones((2, 3, 3), dtype=bool))
-    parts = [torch.randn(1, 4, 6, D), *torch.randn(2, 2, 2, 3, D), *torch.randn(2, 2, 5, D)]
-    runs = cut_runs(real, seen, torch.device("cpu"))
+    real, seen = np.array([[True] * 3, [False, True, True]]), np.tril(np.ones((2, 3, 3), dtype=bool))
+    parts = [torch.randn(1, 4, 5, D), *torch.randn(2, 2, 2, 3, D), *torch.randn(2, 2, 5, D)]
+    runs, half = (cut_runs(real, seen, torch.device("cpu"), kind) for kind in (torch.float32, torch.bfloat16))
     with torch.inference_mode():
         exact = attend_behind(*parts, None, runs)
-        found = attend_behind(*(part.bfloat16() for part in parts), None, runs)
+        found = attend_behind(*(part.bfloat16() for part in parts), None, half)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
+
+
+def test_rows_of_like_length_lie_together_at_whichever_end_they_are_read() -> None:
+    count = np.array([100, *[1] * 255])
+    left = np.arange(100)[None] < count[:, None]
+    runs = [
+        [run.rows for run in cut_runs(real, real[:, :, None] & real[:, None], torch.device("cpu"), torch.float32)]
+        for real in (left, left[:, ::-1])
+    ]
+    # As few as 32 rows a run allow, but for the long one.
+    assert runs[0] == runs[1] and len(runs[0]) == 9

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, DogeConfig, HrmTextConfig
 
 import tiny
 from saywhy.lm import forward
@@ -222,3 +223,24 @@ def test_a_path_that_leaves_the_trunk_is_refused() -> None:
     reading = open_reading(model("llama"), read_trunk(model("llama"), [5, 6]), [np.array([5, 6, 7])])
     with pytest.raises(ValueError, match="leaves the trunk"):
         reading.read([np.array([5, 7, 7])])
+
+
+SHAPE = {**tiny.SMALL, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    "config", [DogeConfig(**SHAPE), HrmTextConfig(**SHAPE)], ids=["a mask of its own", "a layer that is run again"]
+)
+def test_attention_that_would_not_read_a_trunk_as_ours_does_stays(config: Any) -> None:
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    before = forward.attention_of(made)
+    forward.read_paths(made)
+    assert forward.attention_of(made) == before
+    trunk = np.array([5, 6, 7, 8])
+    rows = [np.concatenate([trunk, np.full(length, 5)]) for length in (2, 3, 7)]
+    reading = open_reading(made, read_trunk(made, trunk), rows)
+    with torch.no_grad():
+        read = [made.get_decoder()(torch.from_numpy(row)[None], use_cache=False).last_hidden_state for row in rows]
+    wanted = [states[0, -1] for states in read]
+    torch.testing.assert_close(reading.hidden, torch.stack(wanted), rtol=1e-4, atol=1e-4)

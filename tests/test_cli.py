@@ -488,6 +488,44 @@ def test_predict_says_that_a_mode_was_not_calibrated(finished: toy.Done, printed
     assert "not calibrated" not in printed()[1], "the label's temperature holds"
 
 
+def test_predict_says_where_adaptive_never_reasons(finished: toy.Done, tmp_path: Path, printed: Said) -> None:
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    known = store.read_json(run / "both" / "calibration.json")
+    for threshold, says in ((0.0, True), (0.9, False)):
+        chosen = {"adaptive": {"temperature": 1.0, "threshold": threshold}}
+        store.write_json(run / "both" / "calibration.json", known | chosen)
+        assert cli.main(["predict", str(run / "both"), TEXTS[0], "--mode", "adaptive"]) == 0
+        assert ("adaptive gives what mode label gives" in printed()[1]) is says
+
+
+def test_what_was_trained_since_the_run_was_evaluated_is_not_chosen(
+    finished: toy.Done, tmp_path: Path, printed: Said
+) -> None:
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    for arm in toy.ARMS:
+        stamp = store.read_json(run / arm / "stamp.json")
+        store.write_json(run / arm / "stamp.json", stamp | {"fingerprint": "another training"})
+    for words in ([run], [run, "--keep", "0.9"], [run / "both", "--tokens-per-row", "50"]):
+        said = refused(printed, "predict", words[0], TEXTS[0], *words[1:])
+        assert "was trained after the run was evaluated" in said and "saywhy evaluate" in said
+    assert cli.main(["predict", str(run / "both"), TEXTS[0]]) == 0
+
+
+def test_an_arm_is_found_by_a_link_and_from_within(
+    finished: toy.Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = saywhy.load(finished.folder / "both", keep=0.9)
+    (tmp_path / "mine").symlink_to(finished.folder / "both")
+    assert saywhy.load(tmp_path / "mine", keep=0.9).classifier.threshold == wanted.classifier.threshold
+    monkeypatch.chdir(finished.folder / "both")
+    assert saywhy.load(".", keep=0.9).mode == wanted.mode
+
+
+def test_another_tools_figures_are_no_run(tmp_path: Path, printed: Said) -> None:
+    store.write_json(tmp_path / "metrics.json", {"accuracy": 0.9})
+    assert "metrics.json is not one that saywhy wrote" in refused(printed, "predict", tmp_path, "x")
+
+
 def test_predict_shows_what_rating_is_expected(tmp_path: Path, printed: Said) -> None:
     data = toy.write_data(tmp_path / "data")
     changes = toy.quick(task__ordinal=True, reasonings__teacher=[], classifier__arms=["label_only"])

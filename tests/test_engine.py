@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 import tiny
 import toy
-from saywhy import predict
+from saywhy import predict, store
 from saywhy.lm.cache import Reading
 from saywhy.predict import TextClassifier, engine
 from saywhy.predict.engine import Engine, about, open_engine, settled
@@ -383,6 +385,17 @@ def test_what_is_served_is_described_with_the_figures_of_its_run(finished: toy.D
     recommended.close()
     assert recommended.about.name == "mine"
     assert recommended.about.recommended == finished.metrics["recommended"]["mode"]
+
+
+def test_figures_of_other_weights_or_of_another_tool_are_not_shown(finished: toy.Done, tmp_path: Path) -> None:
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    asked = predict.open_classifier(run / "both")
+    assert about(asked).modes["label"].accuracy
+    stamp = store.read_json(run / "both" / "stamp.json")
+    store.write_json(run / "both" / "stamp.json", stamp | {"fingerprint": "another training"})
+    assert about(asked).modes["label"].accuracy is None
+    store.write_json(run / "metrics.json", {"accuracy": 0.9})
+    assert about(asked).modes["label"].accuracy is None
 
 
 def test_a_model_without_a_run_has_no_figures(asked: TextClassifier) -> None:

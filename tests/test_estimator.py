@@ -161,12 +161,18 @@ def test_a_fitted_model_is_not_pickled(fitted: ReasoningClassifier) -> None:
     assert pickle.dumps(untrained()), "what is not fitted may be sent to another process"
     with pytest.raises(TypeError, match=r"not pickled.*use save\(folder\) and saywhy\.load\(folder\)"):
         pickle.dumps(fitted)
+    with pytest.raises(TypeError, match=r"call saywhy\.load there"):
+        pickle.dumps(fitted.texts_)
 
 
 def test_its_files_go_with_it() -> None:
     made = untrained(train={**FEW, "steps": 1}).fit(TEXTS, LABELS)
+    before = made.folder_.parent
+    assert before.exists()
+    made.fit(TEXTS, LABELS)
     folder = made.folder_.parent
-    assert folder.exists()
+    assert folder.exists() and not before.exists()
+    assert len(made.predict(TEXTS)) == len(TEXTS)
     del made
     assert not folder.exists()
 

@@ -24,7 +24,7 @@ from saywhy import cli, export, store
 from saywhy.config import load as load_config
 from saywhy.data import read
 from saywhy.lm.encode import Encoder, Part, decode, golden_ids, make_encoder, part_ids, prompt_ids, render, segments
-from saywhy.lm.folder import save
+from saywhy.lm.folder import ROOM_FOR_LABEL, save
 from saywhy.predict import load
 from saywhy.prompts import read_target, row_pieces, target, task_instruction
 from saywhy.records import RequestError, Row, Task, WorkError
@@ -80,13 +80,17 @@ def some_rows(folder: Path, count: int = 6) -> str:
 # What others load.
 def test_texts_are_not_drawn_where_the_base_would_draw_them(tmp_path: Path) -> None:
     model = tiny.model("llama")
-    model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, top_k=20)
+    drawn = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1}
+    avoided = {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "suppress_tokens": [5]}
+    model.generation_config.update(**drawn, **avoided)
     tokenizer = tiny.byte_level(["<|eot_id|>"])
     model.resize_token_embeddings(max(tiny.VOCABULARY, len(tokenizer)), mean_resizing=False)
     encoder = make_encoder(tokenizer, replace(render(tokenizer, task_instruction(EMOTIONS)), room=200, limit=20))
     save(tmp_path, "label_only", model, encoder)
     kept = store.read_json(tmp_path / "generation_config.json")
-    assert not kept.get("do_sample") and not {"temperature", "top_p", "top_k"} & kept.keys()
+    assert not kept.pop("do_sample", False)
+    assert not {*drawn, *avoided} & kept.keys()
+    assert kept["max_new_tokens"] == 20 + ROOM_FOR_LABEL
 
 
 def test_who_may_read_the_settings_may_read_the_weights(
@@ -405,6 +409,26 @@ def test_other_weights_than_those_that_answered_fail(
         with pytest.raises(WorkError, match="nothing was written"):
             export.write(finished.folder / arm, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("rows", "others", "fails"), [(50, 1, True), (100, 2, True), (100, 1, False), (50, 0, False)])
+def test_less_than_99_of_100_rows_with_the_same_label_fail(
+    finished: toy.Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, others: int, fails: bool
+) -> None:
+    found = export.Agreement(rows, 0, tuple(f"r{i}" for i in range(others)), rows, rows)
+    monkeypatch.setattr(export, "score_again", lambda *_: found)
+    if fails:
+        with pytest.raises(WorkError, match=f"{others} of {rows} rows have another label"):
+            export.write(finished.folder / "label_only", tmp_path / "out")
+    else:
+        export.write(finished.folder / "label_only", tmp_path / "out")
+    assert (tmp_path / "out").exists() is not fails
+
+
+def test_fifty_rows_are_scored_again(tmp_path: Path) -> None:
+    folder = untrained(tmp_path / "model", tiny.byte_level())
+    said = export.write(folder, tmp_path / "out", source=some_rows(tmp_path, 70))
+    assert "50 of 50 rows have the same label" in said[1]
 
 
 def test_what_is_scored_again_is_what_saywhy_scores(finished: toy.Done, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from tokenizers import normalizers
 
 import saywhy
 import tiny
-from saywhy import ReasoningClassifier, cli, predict
+from saywhy import ReasoningClassifier, cli, predict, store
 from saywhy.lm import bind
 from saywhy.lm import folder as model_folder
 from saywhy.lm.encode import (
@@ -366,6 +367,12 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no task": (lambda folder: (folder / "task.json").unlink(), "task.json"),
     "another task": (in_json("task.json", lambda task: task.pop("labels")), "task.json is not one that saywhy wrote"),
     "no json": (lambda folder: (folder / "prompt.json").write_text("{"), "prompt.json"),
+    "half of the weights": (lambda folder: os.truncate(folder / "model.safetensors", 2000), "cannot be loaded"),
+    "a list for modes": (lambda folder: (folder / "calibration.json").write_text("[]"), "calibration.json is not one"),
+    "no temperature": (
+        lambda folder: store.write_json(folder / "calibration.json", {"label": {"temperature": 0}}),
+        "a temperature is not above 0",
+    ),
 }
 
 

@@ -414,8 +414,17 @@ def test_a_class_that_has_nothing_to_say_is_not_asked_for_ever(tmp_path: Path) -
     assert {len(some) for some in kept.values()} == {1}
     # Two targets of twelve, where six would be an even split.
     weights = reasonings.kept_weights(kept, 1)
-    assert reasonings.short_of(rows, weights, 0.8) == {"b": pytest.approx(1 / 3)}
-    assert reasonings.short_of(rows, {**weights, "r3": 4, "r7": 3}, 0.8) == {}
+    assert reasonings.short_of(rows, rows, weights, 0.8) == {"b": pytest.approx(1 / 3)}
+    assert reasonings.short_of(rows, rows, {**weights, "r3": 4, "r7": 3}, 0.8) == {}
+
+
+def test_a_class_of_which_nothing_is_kept_counts_in_the_even_split_and_is_named() -> None:
+    counts = {"a": 100, "b": 10, "c": 5}
+    every = [Row(f"{label}{i}", "text", label) for label, count in counts.items() for i in range(count)]
+    rows = [row for row in every if row.label != "c"]
+    extra = judging.extra_of({"a": 100, "b": 10, "c": 0}, {"a": 100, "b": 10}, 1.0)
+    weights = {f"b{i}": 1 + extra["b"] // 10 for i in range(10)}
+    assert extra["b"] == 40 and reasonings.short_of(every, rows, weights, 1.0) == {"c": 0.0}
 
 
 @given(

@@ -86,9 +86,9 @@ def test_a_class_that_could_not_be_topped_up_is_named(tmp_path: Path, capsys: py
     done = toy.run(data, tmp_path / "run", **toy.with_reasoner(reasonings__top_up=1.0, reasonings__sampling=likeliest))
     reached = 2 / (len(rows) / 3)
     assert done.metrics["reasonings"]["short_of_top_up"] == {"dog": pytest.approx(reached)}
-    assert f"reasonings.top_up: dog reached {reached:.2f} of an even split, not 1.0" in capsys.readouterr().err
+    assert f"reasonings.top_up: dog reached {reached:.3f} of an even split, not 1.0" in capsys.readouterr().err
     page = (done.folder / "report.html").read_text(encoding="utf-8")
-    assert f"dog was to be topped up to 1.00 of an even split and reached {reached:.2f}." in page
+    assert f"dog was to be topped up to 1.00 of an even split and reached {reached:.3f}." in page
 
 
 def test_scorers_measure_every_candidate_and_another_limit_measures_nothing_again(

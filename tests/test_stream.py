@@ -406,6 +406,9 @@ def test_nothing_is_replaced_unasked(folder: Path, tmp_path: Path) -> None:
     before = given.read_bytes()
     assert "is the input" in refusal(folder, given, given, overwrite=True)
     assert given.read_bytes() == before
+    # A folder of files is read whole.
+    assert "one of its files" in refusal(folder, given.parent, given, overwrite=True)
+    assert given.read_bytes() == before
     assert "is a folder" in refusal(folder, write_table(tmp_path / "in.jsonl"), _folder(tmp_path / "a.csv"))
     assert "should end in .csv, .tsv, .jsonl or .parquet" in refusal(folder, given, tmp_path / "out.txt")
 

@@ -48,7 +48,7 @@ def write(task: Task, known: Known) -> str:
     """Write the model card of an arm: what it answers, its figures, how it was trained and asked, and its limits."""
     return f"""---
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: text-generation
 tags: [saywhy]
 ---
 # {known.name}

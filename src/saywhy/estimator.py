@@ -79,7 +79,8 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         kept = {} if reasonings is None else _kept(task, rows, list(reasonings))
 
         folder = Path(tempfile.mkdtemp(prefix="saywhy-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        earlier = getattr(self, "files_", None)
+        self.files_ = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         base = self._base(folder, task, rows, kept)
         plan = classifier.course(task, arm.arm, base, arm.train, rows, self.random_state, "cut", self.trust_remote_code)
         (folder / MODEL).mkdir()
@@ -88,6 +89,8 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_ = classes
         self.texts_ = predict.open_classifier(folder / MODEL, self.mode)
         self.folder_ = folder / MODEL
+        if earlier is not None:
+            earlier()
         return self
 
     def _arm(self, reasoned: bool) -> Arm:

@@ -261,6 +261,8 @@ def predict(
             "evaluate.modes fits a temperature for it on dev rows",
             file=sys.stderr,
         )
+    if classifier.mode == "adaptive" and not classifier.classifier.threshold:
+        print("reasoning gained nothing on dev, so mode adaptive gives what mode label gives", file=sys.stderr)
     if source is not None and output is not None:
         count = room.answer_file(classifier, source, output, overwrite)
         print(f"{count} answers are in {output}")

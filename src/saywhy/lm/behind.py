@@ -22,7 +22,7 @@ class Run:
 
     `rows` of the cache, `low` the first key that any of them reads, `tokens` what is read of them among all that is
     read. `home` (n,) gives each token's place in the rectangle (rows * width), None where it is full. `mask`
-    (rows, 1, width, m - low) float32 is -inf where a place of it does not read a key, else 0.
+    (rows, 1, width, m - low) is -inf where a place of it does not read a key, else 0.
     """
 
     rows: slice
@@ -32,13 +32,14 @@ class Run:
     mask: Tensor
 
 
-def cut_runs(real: NDArray[np.bool_], seen: NDArray[np.bool_], device: torch.device) -> list[Run]:
+def cut_runs(real: NDArray[np.bool_], seen: NDArray[np.bool_], device: torch.device, kind: torch.dtype) -> list[Run]:
     """Cut rows that read the tokens `real` (b, q) into runs; `seen` (b, q, m) tells which own keys each token reads.
 
-    A GPU reads all rows in one run.
+    What a row reads lies together at its begin or its end. `kind` is the type of the masks. A GPU reads all rows in one
+    run.
     """
     runs, start = [], 0
-    for rows in _alike(real, seen) if device.type == "cpu" else [slice(0, len(real))]:
+    for rows in _alike(real) if device.type == "cpu" else [slice(0, len(real))]:
         some = real[rows]
         columns = np.flatnonzero(some.any(0))
         wide = slice(columns[0], columns[-1] + 1) if len(columns) else slice(0, 0)
@@ -46,14 +47,14 @@ def cut_runs(real: NDArray[np.bool_], seen: NDArray[np.bool_], device: torch.dev
         low = int(np.argmax(reads.any((0, 1))))
         count = int(some.sum())
         home = None if some.all() else torch.from_numpy(np.flatnonzero(some)).to(device)
-        mask = torch.from_numpy(np.where(reads[:, None, :, low:], np.float32(0), np.float32("-inf"))).to(device)
+        mask = torch.from_numpy(np.where(reads[:, None, :, low:], np.float32(0), np.float32("-inf"))).to(device, kind)
         runs.append(Run(rows, low, slice(start, start + count), home, mask))
         start += count
     return [run for run in runs if run.tokens.stop > run.tokens.start]
 
 
-def _alike(real: NDArray[np.bool_], seen: NDArray[np.bool_]) -> Iterator[slice]:
-    width = np.maximum(real.shape[1] - np.argmax(real, 1), 1).tolist()
+def _alike(real: NDArray[np.bool_]) -> Iterator[slice]:
+    width = np.maximum(real.sum(1), 1).tolist()
     start, widest = 0, 0
     for row, one in enumerate(width):
         widest = max(widest, one)
@@ -107,11 +108,13 @@ def _plain(
         some = query[:, run.tokens] * scale
         near = _in_rows(some, run, groups) @ own_keys.transpose(1, 2)
         near = near.unflatten(0, (-1, groups)).unflatten(2, (heads // groups, -1)).flatten(1, 2)
-        near = _in_turn(near + run.mask.to(near.dtype), run)
+        near = _in_turn(near.add_(run.mask), run)
         logits = some.new_empty((*some.shape[:2], shared + near.shape[-1]))
         torch.bmm(_grouped(some, groups), keys.transpose(1, 2), out=_grouped(logits[..., :shared], groups))
         logits[..., shared:] = near
+        del near
         weights = torch.softmax(logits, -1)
+        del logits
         far = (_grouped(weights[..., :shared], groups) @ values).view(heads, -1, values.shape[-1])
         own = _in_rows(weights[..., shared:], run, groups) @ own_values
         yield far + _in_turn(own.unflatten(0, (-1, groups)).unflatten(2, (heads // groups, -1)).flatten(1, 2), run)

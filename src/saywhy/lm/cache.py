@@ -241,8 +241,11 @@ class Reading:
         seen = np.concatenate([row, chain], 2)
         key = np.concatenate([self.depth, self.looked], 1)
         begin = key.shape[1] - ids.shape[1]
-        found = self._pass(slice(0, len(ids)), begin, ids, depth, key, seen, real, ends=False)
-        return found.unflatten(0, ids.shape)
+        found = [
+            self._pass(rows, begin, ids[rows], depth[rows], key[rows], seen[rows], real[rows], ends=False)
+            for rows in self._passes(real.sum(1) if self.trunk else np.full(len(ids), ids.shape[1]))
+        ]
+        return torch.cat(found).unflatten(0, ids.shape)
 
     def part(self, rows: Sequence[int]) -> Reading:
         """Give these rows, in this order and any of them more than once, as a reading of their own."""
@@ -288,11 +291,27 @@ class Reading:
         self.valid = np.concatenate([self.valid, real], 1)
         seen = np.concatenate([before, among], 2)
         hidden = []
-        for rows in _passes(count, tokens_per_pass(self.model)):
+        for rows in self._passes(count):
             new = slice(width - count[rows].max(), width)
             asked = (ids[rows, new], depth[rows, new], self.depth[rows], seen[rows, new], real[rows, new])
             hidden.append(self._pass(rows, before.shape[2], *asked, ends=True))
         return torch.cat(hidden)
+
+    def _passes(self, count: Ints) -> Iterator[slice]:
+        """Cut rows that read `count` (b,) tokens each into passes of no more tokens than one should read.
+
+        Padding counts where it is computed. A token a row is one product with every weight, and the more rows share it
+        the better.
+        """
+        most = tokens_per_pass(self.model) if count.max() > 1 else len(count)
+        start, longest, total = 0, 0, 0
+        for row, length in enumerate(count.tolist()):
+            longest, total = max(longest, length), total + length
+            # A row that reads nothing begins no pass.
+            if row > start and length and (total if self.trunk else longest * (row + 1 - start)) > most:
+                yield slice(start, row)
+                start, longest, total = row, length, length
+        yield slice(start, len(count))
 
     @torch.inference_mode()
     def _pass(
@@ -325,7 +344,8 @@ class Reading:
             if not real.all():
                 first = key.shape[1] + low - real.shape[1]
                 taken = (torch.from_numpy(row + rows.start).to(device), torch.from_numpy(column + first).to(device))
-            asked |= {"trunk": self.trunk, "runs": cut_runs(real, seen, device), "attention_mask": unmasked(self.model)}
+            runs = cut_runs(real, seen, device, self.model.dtype)
+            asked |= {"trunk": self.trunk, "runs": runs, "attention_mask": unmasked(self.model)}
         else:
 
             def inside(window: int | None) -> Tensor:
@@ -347,23 +367,6 @@ class Reading:
         apart = states.new_zeros((real.size, states.shape[1]))
         apart[torch.from_numpy(np.flatnonzero(real)).to(device)] = states
         return apart
-
-
-def _passes(count: Ints, most: int) -> Iterator[slice]:
-    """Cut rows that read `count` (b,) tokens each into runs of at most `most` with their padding; at least one a run.
-
-    A token a row is one product with every weight, and the more rows share it the better.
-    """
-    if count.max() == 1:
-        yield slice(0, len(count))
-        return
-    start, longest = 0, 0
-    for row, length in enumerate(count.tolist()):
-        longest = max(longest, length)
-        if row > start and longest * (row + 1 - start) > most:
-            yield slice(start, row)
-            start, longest = row, length
-    yield slice(start, len(count))
 
 
 class Alone:

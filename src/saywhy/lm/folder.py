@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from saywhy import store
 from saywhy.config import Lora
@@ -17,6 +18,9 @@ from saywhy.lm.load import model_of, tokenizer_of
 from saywhy.prompts import BLIND_INSTRUCTION, REASONER
 from saywhy.records import RequestError
 
+# Tokens that others may generate behind a reasoning: cue, label and end.
+ROOM_FOR_LABEL = 128
+
 
 def save(folder: Path, arm: str, model: Any, encoder: Encoder, apart: tuple[Lora, str] | None = None) -> None:
     """Write the model and its prompt. Generation stops at the end token, so that any server stops where we do.
@@ -24,16 +28,21 @@ def save(folder: Path, arm: str, model: Any, encoder: Encoder, apart: tuple[Lora
     An adapter is merged into the weights, or where it is told `apart`, with its settings and its base, written alone.
     """
     tokenizer = encoder.tokenizer
-    config = model.generation_config
-    stops = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    before = model.generation_config
+    stops = before.eos_token_id if before.eos_token_id is not None else tokenizer.eos_token_id
     known = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-    # A chat base may say that texts are drawn: whoever asks without a word about it is to get what we scored.
-    config.do_sample = False
-    config.temperature = config.top_p = config.top_k = None
-    config.eos_token_id = [encoder.end, *(i for i in known if i != encoder.end)]
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    # A chat base may say that texts are drawn, or that words of the prompt are to be avoided, such as labels: whoever
+    # asks without a word about it is to get what we scored.
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=before.bos_token_id,
+        eos_token_id=[encoder.end, *(i for i in known if i != encoder.end)],
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=encoder.prompt.limit + ROOM_FOR_LABEL,
+    )
     if apart is None:
         adapters.merge(model)
         model.config.use_cache = True

@@ -192,10 +192,11 @@ def attend_by_path(
     `query` (1, h, n, d), `key`, `value` (1, h_kv, n, d), `paths` (r, l), `home` (n,). Every path is a row of plain
     causal attention; a token that several paths share is taken from the first. Gives (1, n, h, d). With a `trunk`, each
     layer's keys and values (1, h_kv, s, d), the tokens are those of many rows in turn, and every one reads all of it
-    beside what the `runs` say of its row. `heard` notes that the layer was told.
+    beside what the `runs` say of its row. `heard` notes which layer was told, -1 for one with a mask of its own.
     """
     if heard is not None:
-        heard.append(1)
+        plain = attention_mask is not None and attention_mask.numel() == 1
+        heard.append(getattr(module, "layer_idx", -1) if plain else -1)
     if trunk:
         keys, values = trunk[module.layer_idx]
         return attend_behind(query, key, value, keys[0], values[0], rest.get("scaling"), runs), None
@@ -308,7 +309,8 @@ def _block_mask(subtree_end: Tensor, depth: Tensor, window: int | None) -> Any:
 def read_paths(model: Any) -> None:
     """Let a model with sdpa attention read token trees path by path; every other attention stays as it is.
 
-    So does one whose layers do not hand on what they are told: it would read a tree as if it were one text.
+    So does one whose layers do not hand on what they are told, which would read a tree as if it were one text, one that
+    makes a mask of its own out of ours, and one that runs a layer several times, each time with other keys.
     """
     if attention_of(model) != "sdpa":
         return
@@ -316,12 +318,15 @@ def read_paths(model: Any) -> None:
     AttentionMaskInterface.register(PATHS, sdpa_mask)
     model.set_attn_implementation(PATHS)
     heard: list[int] = []
+    asked = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     try:
         with torch.no_grad():
-            model.get_decoder()(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device), heard=heard)
-    except TypeError:  # it takes no word that it does not know
+            model.get_decoder()(
+                input_ids=asked, attention_mask=by_layer(model, lambda _: unmasked(model)), heard=heard
+            )
+    except (TypeError, RuntimeError):  # it takes no word that it does not know, or no such mask
         heard.clear()
-    if len(heard) != model.config.get_text_config().num_hidden_layers:
+    if sorted(heard) != list(range(model.config.get_text_config().num_hidden_layers)):
         model.set_attn_implementation("sdpa")
 
 

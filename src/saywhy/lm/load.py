@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -107,7 +108,7 @@ def _refuse_adapter(base: str | Path) -> None:
 def _from(kind: Any, base: str | Path, trust_remote_code: bool, options: Mapping[str, Any]) -> Any:
     try:
         return kind.from_pretrained(str(base), trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, SafetensorError) as problem:
         closed = [path for path in Path(base).glob("*") if not os.access(path, os.R_OK)]
         if closed:
             raise RequestError(f"{closed[0]} may not be read by this user; chmod a+r lets everyone") from problem

@@ -90,7 +90,8 @@ def quick_products(model: Any) -> None:
     as fast (LOG.md, 2026-11-21), on a Xeon a seventh slower (2026-11-30). Training stays as it is.
     """
     has_product = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if not has_product or torch.backends.cpu.get_cpu_capability() != "AVX512" or made_by_intel():
+    better = torch.backends.mkl.is_available() and made_by_intel()
+    if not has_product or torch.backends.cpu.get_cpu_capability() != "AVX512" or better:
         return
     for module in model.modules():
         if type(module) is nn.Linear:

@@ -18,7 +18,7 @@ from saywhy.trees import Branch, Floats, Ints, pack_alone, pack_trees
 Bools = NDArray[np.bool_]
 # Of so few tokens a pass takes hardly longer than of one: they are read together, wanted or not.
 FEW_TOKENS = 32
-# Of rows read behind a trunk those that are done leave when no more than this share stays.
+# Of rows read behind a trunk those that are done leave when less than this share stays.
 STAYING = 0.25
 NOTHING: Ints = np.zeros(0, dtype=np.int64)
 
@@ -104,7 +104,7 @@ def score(reading: Reading | Alone, tries: Sequence[Trie], prune: float) -> Scor
             staying = list(wanted)
         most = max(map(len, wanted.values()))
         ids = np.zeros((len(staying), most), dtype=np.int64)
-        # What pads reads the row alone, and nothing reads it.
+        # What pads reads the row alone where it is computed at all, and nothing reads it.
         offset = np.zeros((len(staying), most), dtype=np.int64)
         chain = np.zeros((len(staying), most, width + most), dtype=bool)
         for at, row in enumerate(staying):

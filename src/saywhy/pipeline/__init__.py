@@ -16,7 +16,7 @@ from saywhy.journal import Journal
 from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
 from saywhy.pipeline.judging import evaluated
-from saywhy.pipeline.lessons import Taught, lesson, short_of_top_up
+from saywhy.pipeline.lessons import Taught, lesson, short_of_top_up, weighed
 from saywhy.pipeline.measures import course, measured, measured_by
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, tracked, worked_lessons
 from saywhy.pipeline.writers import merger, reckoned, writers
@@ -220,10 +220,13 @@ def _write(this: Run, out: Path, job: reasonings.Job, book: Journal) -> None:
     told = reasonings.write(out, job, book, partial(measured, this, job, book))
     for line in reasonings.lines(told):
         say(line)
-    for label, reached in short_of_top_up(this, out).items():
+    kept, rows, weights = weighed(this, out)
+    able = {row.label for row in rows if row.id in kept}
+    for label, reached in short_of_top_up(this, rows, weights).items():
+        why = "no more different reasonings of its rows are kept" if label in able else "none of its rows has one kept"
         say(
-            f"reasonings.top_up: {label} reached {reached:.2f} of an even split, not {this.config.reasonings.top_up}: "
-            "no more different reasonings of its rows are kept; raise max_tries, candidates or the temperature"
+            f"reasonings.top_up: {label} reached {reached:.3f} of an even split, not {this.config.reasonings.top_up}: "
+            f"{why}; raise max_tries, candidates or the temperature"
         )
 
 

@@ -79,6 +79,8 @@ def evaluated(
         abstain_below=config.evaluate.abstain_below,
         tokens=config.evaluate.budget.tokens_per_row,
     )
+    for name, made in arms.items():
+        document["arms"][name]["stamp"] = made.stamp
     store.write_json(path, {**document, "stamp": stamp})
     _describe(this, arms, document)
     return path

@@ -29,26 +29,23 @@ def lesson(this: Run, written: Made | None, base: tuple[str, str]) -> Taught:
     """Give all arms the same rows, as often as each other."""
     if written is None:
         return Taught(this.data.train, {}, {}, {})
-    kept = reasonings.read_kept(written.folder)
-    weights = reasonings.kept_weights(kept, this.config.reasonings.per_row)
-    rows = _rows(this, kept)
+    kept, rows, weights = weighed(this, written.folder)
     return Taught(rows, kept, _taught_reasonings(this, rows, kept, base), weights)
 
 
-def short_of_top_up(this: Run, written: Path) -> dict[str, float]:
-    """Give the classes that topping up left short of the share that was asked for, with what they reached."""
+def weighed(this: Run, written: Path) -> tuple[dict[str, tuple[str, ...]], tuple[Row, ...], dict[str, int]]:
+    """Read the kept reasonings, and give with them the rows that are trained and how often a row counts."""
     settings = this.config.reasonings
-    if settings.top_up is None:
-        return {}
     kept = reasonings.read_kept(written)
-    weights = reasonings.kept_weights(kept, settings.per_row)
-    return reasonings.short_of(_rows(this, kept), weights, settings.top_up)
+    whole = settings.without_reasoning == "label_only"
+    rows = this.data.train if whole else tuple(row for row in this.data.train if row.id in kept)
+    return kept, rows, reasonings.kept_weights(kept, settings.per_row)
 
 
-def _rows(this: Run, kept: Mapping[str, tuple[str, ...]]) -> tuple[Row, ...]:
-    if this.config.reasonings.without_reasoning == "label_only":
-        return this.data.train
-    return tuple(row for row in this.data.train if row.id in kept)
+def short_of_top_up(this: Run, rows: Sequence[Row], weights: Mapping[str, int]) -> dict[str, float]:
+    """Give the classes that topping up left short of the share that was asked for, with what they reached."""
+    share = this.config.reasonings.top_up
+    return {} if share is None else reasonings.short_of(this.data.train, rows, weights, share)
 
 
 def _taught_reasonings(
@@ -72,7 +69,7 @@ def told(this: Run, written: Made | None, learnt: Taught) -> dict[str, Any] | No
         **reasonings.summary(written.folder),
         "without_reasoning": config.reasonings.without_reasoning,
         "top_up": config.reasonings.top_up,
-        "short_of_top_up": short_of_top_up(this, written.folder),
+        "short_of_top_up": short_of_top_up(this, learnt.rows, learnt.weights),
         "samples": reasonings.samples(written.folder),
         "replace": config.reasonings.replace,
         "replaced": sum(new != old for name in taught for new, old in zip(taught[name], kept[name], strict=True)),

@@ -7,14 +7,15 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from saywhy import store
 from saywhy.lm.cache import tokens_per_pass
 from saywhy.lm.encode import decode
 from saywhy.machine import give_back_freed
+from saywhy.predict.folder import is_evaluated, read_figures
 from saywhy.predict.modes import Watch
 from saywhy.predict.texts import TextClassifier, open_classifier, text_row
 from saywhy.records import LABEL_CUE, Prediction, RequestError, Row, WorkError
@@ -288,14 +289,23 @@ def about(classifier: TextClassifier, name: str | None = None) -> About:
     """Say what a classifier is, with what its modes gave and cost where it stands in a run; `name` for its task's."""
     known, task = classifier.classifier, classifier.classifier.task
     modes = {mode: ModeFigures() for mode in known.modes if mode != "adaptive" or known.threshold is not None}
-    run = known.folder.parent / "metrics.json" if known.folder is not None else None
-    if run is not None and run.exists():
-        found = store.read_json(run)["arms"].get(known.folder.name if known.folder else "", {"modes": {}})["modes"]
-        names = ("tokens_per_row", "rows_per_second", "accuracy")
-        for mode in modes.keys() & found.keys():
-            scores = found[mode]["test"] or {}
-            modes[mode] = ModeFigures(*(scores.get(one) for one in names))
+    for mode, scores in (_figures(known.folder.resolve()) if known.folder is not None else {}).items():
+        if mode in modes:
+            modes[mode] = ModeFigures(*(scores.get(one) for one in ("tokens_per_row", "rows_per_second", "accuracy")))
     return About(name or task.name, task, modes, classifier.mode)
+
+
+def _figures(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Give the test figures of an arm's modes, where it stands in the run that evaluated it."""
+    if not (folder.parent / "metrics.json").exists():
+        return {}
+    try:
+        entry = read_figures(folder.parent)["arms"].get(folder.name)
+    except RequestError:  # another tool's
+        return {}
+    if entry is None or not is_evaluated(folder, entry):
+        return {}
+    return {mode: one["test"] or {} for mode, one in entry["modes"].items()}
 
 
 def open_engine(folder: str | Path, mode: str | None = None, name: str | None = None, max_queue: int = 1024) -> Engine:

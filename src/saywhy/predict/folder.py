@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from saywhy import store
 from saywhy.evaluate import Budget, load_answers, recommend, temperature_of, within
@@ -75,12 +76,23 @@ def load(folder: Path) -> Classifier:
             f"{folder} is a reasoner: it writes reasonings conditional on the gold label and cannot predict one; "
             "name the folder of an arm"
         )
-    known = folder / "calibration.json"
-    calibration = store.read_json(known) if known.exists() else {}
-    temperatures = {mode: float(entry["temperature"]) for mode, entry in calibration.items()}
-    threshold = calibration.get("adaptive", {}).get("threshold")
-    below = {mode: float(entry["abstain_below"]) for mode, entry in calibration.items() if "abstain_below" in entry}
+    temperatures, threshold, below = _read_calibration(folder)
     return Classifier(lm, read_task(folder), arm, temperatures, threshold, folder, below, _read_prior(folder))
+
+
+def _read_calibration(folder: Path) -> tuple[dict[str, float], float | None, dict[str, float]]:
+    """Read what was fitted on dev: each mode's temperature, adaptive's threshold, below what each mode abstains."""
+    known = folder / "calibration.json"
+    saved = store.read_json(known) if known.exists() else {}
+    try:
+        temperatures = {mode: float(entry["temperature"]) for mode, entry in saved.items()}
+        threshold = saved.get("adaptive", {}).get("threshold")
+        below = {mode: float(entry["abstain_below"]) for mode, entry in saved.items() if "abstain_below" in entry}
+        if not all(0 < one < float("inf") for one in temperatures.values()):
+            raise ValueError("a temperature is not above 0")
+        return temperatures, None if threshold is None else float(threshold), below
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+        raise RequestError(f"{known} is not one that saywhy wrote ({problem}); run `saywhy evaluate`") from problem
 
 
 def _read_prior(folder: Path) -> dict[str, float]:
@@ -126,6 +138,9 @@ def recommended_in(folder: Path, budget: Budget | None = None) -> Choice:
     """
     if not folder.is_dir():
         raise RequestError(f"{folder}: there is no such folder; name a run or one of its arms")
+    if budget is not None:
+        # An arm may be named by a link, or from within.
+        folder = folder.resolve()
     is_model = (folder / "prompt.json").exists()
     if budget is not None:
         return _within(folder.parent if is_model else folder, folder.name if is_model else None, budget)
@@ -133,21 +148,47 @@ def recommended_in(folder: Path, budget: Budget | None = None) -> Choice:
         return Choice(folder)
     if not (folder / "metrics.json").exists():
         raise RequestError(f"{folder} is neither a model folder (prompt.json) nor a finished run (metrics.json)")
-    recommended = store.read_json(folder / "metrics.json")["recommended"]
+    document = read_figures(folder)
+    recommended = document["recommended"]
     if recommended is None:
         raise RequestError(f"{folder} recommends no arm; name the folder of one")
+    _refuse_trained_since(folder, document, [recommended["arm"]])
     return Choice(folder / recommended["arm"], recommended["mode"])
+
+
+def read_figures(run: Path) -> dict[str, Any]:
+    """Read metrics.json. Raises RequestError where it is not one of ours: other tools write that name too."""
+    document: dict[str, Any] = store.read_json(run / "metrics.json")
+    if not isinstance(document, dict) or not isinstance(document.get("arms"), dict) or "recommended" not in document:
+        raise RequestError(f"{run / 'metrics.json'} is not one that saywhy wrote; name a run's folder or an arm's")
+    return document
+
+
+def is_evaluated(folder: Path, entry: Mapping[str, Any]) -> bool:
+    """Tell whether the figures of an arm, its entry in metrics.json, are of the weights that its folder holds."""
+    evaluated, now = entry.get("stamp"), store.stamp_of(folder)
+    return evaluated is None or now is None or evaluated == now
+
+
+def _refuse_trained_since(run: Path, document: Mapping[str, Any], arms: Iterable[str]) -> None:
+    for name in arms:
+        if not is_evaluated(run / name, document["arms"].get(name, {})):
+            raise RequestError(
+                f"{run / name} was trained after the run was evaluated, so nothing is known of it: run `saywhy "
+                "evaluate` with its config, or name the arm's folder without a budget"
+            )
 
 
 def _within(run: Path, arm: str | None, budget: Budget) -> Choice:
     """Choose on dev again: the arm (or this one), its mode, and where adaptive reasons."""
     if not (run / "metrics.json").exists():
         raise RequestError(f"{run} is no finished run (metrics.json), and its answers to dev are what a budget needs")
-    document = store.read_json(run / "metrics.json")
+    document = read_figures(run)
     arms = {name: entry for name, entry in document["arms"].items() if arm in (None, name)}
     names = [f"{name}/{mode}" for name, one in arms.items() for mode, scores in one["modes"].items() if scores["dev"]]
     if not names or document["recommended"] is None:
         raise RequestError(f"{run}: no answers to a dev split, so nothing tells what a budget buys; leave it out")
+    _refuse_trained_since(run, document, arms)
     task, metric = read_task(run / names[0].partition("/")[0]), document["recommended"]["metric"]
     # What adaptive mixes is written with it, also where it was not to be evaluated itself.
     adaptive = [name.partition("/")[0] for name in names if name.endswith("/adaptive")]

@@ -48,6 +48,12 @@ class TextClassifier:
         if self.max_tokens_in_flight < 1:
             raise RequestError(f"max_tokens_in_flight is {self.max_tokens_in_flight}; it should be 1 or more")
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a loaded classifier is not pickled: unpickling runs code, and its weights are in a folder; hand on the "
+            "folder's name and call saywhy.load there"
+        )
+
     @overload
     def __call__(self, texts: Text, mode: str | None = None) -> Prediction: ...
 

@@ -87,12 +87,14 @@ def kept_weights(kept: dict[str, tuple[str, ...]], per_row: int) -> dict[str, in
     return {name: -(-len(some) // per_row) for name, some in kept.items() if len(some) > per_row}
 
 
-def short_of(rows: Sequence[Row], weights: Mapping[str, int], share: float) -> dict[str, float]:
+def short_of(
+    every: Sequence[Row], rows: Sequence[Row], weights: Mapping[str, int], share: float
+) -> dict[str, float]:
     """Give the classes that topping up left below `share` of what an even split would give them, with their share.
 
-    `rows` are those that are trained, and `weights` how many times a row counts where that is more than once.
+    Of `every` row `rows` are trained, and `weights` say how many times a row counts where that is more than once.
     """
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter(dict.fromkeys((row.label or "" for row in every), 0))
     for row in rows:
         counts[row.label or ""] += weights.get(row.id, 1)
     even = sum(counts.values()) / max(1, len(counts))
