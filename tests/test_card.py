@@ -67,6 +67,15 @@ def test_after_evaluation_a_card_has_every_mode_with_its_interval_beside_the_flo
     assert "recommend" not in card.write(TASK, known(metrics={**METRICS, "recommended": None}))
 
 
+def test_a_card_says_what_was_chosen_on_dev() -> None:
+    chosen = {"label": {"temperature": 1.0, "abstain_below": 0.6}, "adaptive": {"temperature": 1.0, "threshold": 0.891}}
+    text = card.write(TASK, known(metrics=METRICS, calibration=chosen))
+    assert "Mode `adaptive` reasons where the calibrated probability of the label alone is below 0.891." in text
+    assert "An answer abstains where its label is less likely than 0.6." in text
+    never = card.write(TASK, known(metrics=METRICS, calibration={"adaptive": {"temperature": 1.0, "threshold": 0.0}}))
+    assert "mode `adaptive` gives what mode `label` gives" in never and "abstains" not in never
+
+
 def test_every_line_of_the_table_has_as_many_cells() -> None:
     lines = [line for line in card.write(TASK, known(metrics=METRICS)).splitlines() if line.startswith("|")]
     assert len(lines) == 5 and {line.count("|") for line in lines} == {len(card.COLUMNS) + 1}

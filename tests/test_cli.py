@@ -613,7 +613,7 @@ def test_predict_gives_none_where_the_answer_abstains(finished: toy.Done, tmp_pa
         many = saywhy.load(arm, opened)(TEXTS, mode=asked_in)
         assert isinstance(many, list)
         assert [one.abstained for one in many] == [asked_in == "label" and label is None for label in expected]
-    for wrong in (-0.1, 1.5, float("nan")):
+    for wrong in (-0.1, 1.5, float("nan"), "0.7"):
         with pytest.raises(RequestError, match=r"abstain_below is .*probability from 0 to 1"):
             saywhy.load(tmp_path / "none", abstain_below=wrong)
         with pytest.raises(RequestError, match="abstain_below is"):

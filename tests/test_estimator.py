@@ -172,6 +172,7 @@ def test_its_files_go_with_it() -> None:
     made.fit(TEXTS, LABELS)
     folder = made.folder_.parent
     assert folder.exists() and not before.exists()
+    assert "The training rows have the hash" in (made.folder_ / "README.md").read_text(encoding="utf-8")
     assert len(made.predict(TEXTS)) == len(TEXTS)
     del made
     assert not folder.exists()

@@ -409,6 +409,7 @@ def test_nothing_is_replaced_unasked(folder: Path, tmp_path: Path) -> None:
     # A folder of files is read whole.
     assert "one of its files" in refusal(folder, given.parent, given, overwrite=True)
     assert given.read_bytes() == before
+    assert "is too long; name a shorter one" in refusal(folder, given, tmp_path / ("é" * 125 + ".csv"))
     assert "is a folder" in refusal(folder, write_table(tmp_path / "in.jsonl"), _folder(tmp_path / "a.csv"))
     assert "should end in .csv, .tsv, .jsonl or .parquet" in refusal(folder, given, tmp_path / "out.txt")
 
@@ -472,7 +473,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, room: Any, name: str, calls: int
         (store, "write_table", 2, True, 1),
         (store, "write_table", 3, True, 0),
         (store, "write_file", 1, False, 3),
-        (stream, "check_output", 2, False, 0),
+        (stream, "check_output", 3, False, 0),
     ],
 )
 def test_stopped_anywhere_the_same_command_gives_the_same_bytes(
@@ -622,6 +623,23 @@ def test_two_processes_do_not_write_one_output(folder: Path, tmp_path: Path) -> 
     with store.open_run(hidden(output)):
         assert "writes here" in refusal(folder, given, output)
     answered(folder, given, output)
+
+
+def test_what_another_process_finished_meanwhile_is_not_answered_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, output = write_table(tmp_path / "in.csv"), tmp_path / "out.csv"
+    look, asked = stream.look, list[Row]()
+
+    def finished_meanwhile(*told: Any) -> Any:
+        seen = look(*told)
+        output.write_text("of the other process")
+        return seen
+
+    monkeypatch.setattr(stream, "look", finished_meanwhile)
+    monkeypatch.setattr(Fake, "rows", lambda self, rows, title="": asked.extend(rows))
+    assert "there is a file already" in refusal(folder, given, output)
+    assert not asked and output.read_text() == "of the other process"
 
 
 # Memory and progress.
@@ -779,7 +797,7 @@ STOPS = [
     ("store", "write_table", 1, "after", signal.SIGKILL),
     ("os", "fsync", 1, "after", signal.SIGKILL),
     ("store", "write_table", 1, "after", signal.SIGINT),
-    ("stream", "check_output", 2, "before", signal.SIGKILL),
+    ("stream", "check_output", 3, "before", signal.SIGKILL),
 ]
 
 

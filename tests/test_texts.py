@@ -438,5 +438,6 @@ def test_what_is_held_at_one_time_changes_no_answer(arm: Path) -> None:
     for most in (1, 60):
         found = saywhy.load(arm, max_tokens_in_flight=most)(texts)
         assert [one.label for one in found] == [one.label for one in wanted]
-    with pytest.raises(RequestError, match="max_tokens_in_flight is 0; it should be 1 or more"):
-        saywhy.load(arm, max_tokens_in_flight=0)
+    for wrong in (0, None):
+        with pytest.raises(RequestError, match=f"max_tokens_in_flight is {wrong}; it should be 1 or more"):
+            saywhy.load(arm, max_tokens_in_flight=wrong)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from saywhy import controls
@@ -26,7 +26,7 @@ class Known:
 
     `facts` is what `train.json` holds; `base` is named without a path. `data_hash` identifies the training rows, "" and
     `metrics` (what `metrics.json` holds) is None where the arm was trained but not evaluated. `control` names what it
-    was taught in the place of reasonings.
+    was taught in the place of reasonings. `calibration` is what was chosen on dev for each mode.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Known:
     data_hash: str = ""
     metrics: Mapping[str, Any] | None = None
     control: str = "none"
+    calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def controlled(self) -> bool:
@@ -109,8 +110,20 @@ def _figures(known: Known) -> str:
         + (BALANCED if balanced else "")
         + "\n"
         + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        + "".join(f"\n\n{sentence}" for sentence in _recommended(known))
+        + "".join(f"\n\n{sentence}" for sentence in (*_recommended(known), *_chosen(known)))
     )
+
+
+def _chosen(known: Known) -> Iterator[str]:
+    """Say what else was chosen on dev rows: where adaptive reasons, and below what a label is not given."""
+    threshold = known.calibration.get("adaptive", {}).get("threshold")
+    if threshold:
+        yield f"Mode `adaptive` reasons where the calibrated probability of the label alone is below {threshold:.3f}."
+    elif threshold is not None:
+        yield "Reasoning gained nothing on dev, so mode `adaptive` gives what mode `label` gives."
+    below = {one["abstain_below"] for one in known.calibration.values() if "abstain_below" in one}
+    if below:
+        yield f"An answer abstains where its label is less likely than {min(below):g}."
 
 
 def _row(name: str, scores: Mapping[str, Any], temperature: float | None) -> tuple[str, ...]:

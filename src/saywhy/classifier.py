@@ -115,10 +115,11 @@ def train(
     dev: Sequence[Row],
     metric: str,
     control: str = "none",
+    data_hash: str = "",
 ) -> None:
     """Train one arm into `folder`; the dev rows choose the checkpoint by `metric`, in the mode of the arm.
 
-    `control` names what stands in for the reasonings in what is taught.
+    `control` names what stands in for the reasonings in what is taught, `data_hash` the training rows.
     """
 
     def dev_score(lm: LM) -> float:
@@ -128,7 +129,7 @@ def train(
     rows = _some(dev, plan.settings.dev_rows, plan.seed)
     store.write_json(folder / "task.json", asdict(task))
     train_folder(folder, plan, taught, arm.name, dev_score if rows else None, len(rows))
-    describe(folder, task, arm, plan.base, len(taught), control)
+    describe(folder, task, arm, plan.base, len(taught), control, data_hash)
 
 
 def describe(
@@ -141,9 +142,10 @@ def describe(
     data_hash: str = "",
     metrics: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the model card of an arm's folder; with the hash of its rows and `metrics` once these are known."""
-    facts = store.read_json(folder / "train.json")
-    known = card.Known(arm.name, arm.arm, _named(base), rows, facts, data_hash, metrics, control)
+    """Write the model card of an arm's folder, with what its evaluation left there and `metrics` once it has."""
+    facts, chosen = store.read_json(folder / "train.json"), folder / "calibration.json"
+    calibration = store.read_json(chosen) if chosen.exists() else {}
+    known = card.Known(arm.name, arm.arm, _named(base), rows, facts, data_hash, metrics, control, calibration)
     store.write_text(folder / "README.md", card.write(task, known))
 
 

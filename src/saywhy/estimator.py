@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_consistent_length
 from saywhy import classifier, predict
 from saywhy.checks import cue_inside
 from saywhy.config import Arm, Scratch, Train, default_rate, label_fault
-from saywhy.data import half_character
+from saywhy.data import fingerprint, half_character
 from saywhy.lm.load import make_scratch
 from saywhy.prompts import MODES
 from saywhy.records import LABEL_CUE, REASONING_CUE, Candidate, Prediction, RequestError, Row, Task
@@ -85,7 +85,8 @@ class ReasoningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         plan = classifier.course(task, arm.arm, base, arm.train, rows, self.random_state, "cut", self.trust_remote_code)
         (folder / MODEL).mkdir()
         taught = classifier.lessons(arm.arm, rows, kept)
-        classifier.train(folder / MODEL, task, arm, plan, taught, (), "accuracy")
+        hashed = fingerprint(rows)
+        classifier.train(folder / MODEL, task, arm, plan, taught, (), "accuracy", data_hash=hashed)
         self.classes_ = classes
         self.texts_ = predict.open_classifier(folder / MODEL, self.mode)
         self.folder_ = folder / MODEL

@@ -317,6 +317,14 @@ def _arm(this: Run, arm: Arm, named: tuple[str, str], learnt: Taught) -> Made:
         settings,
         inputs,
         lambda out: classifier.train(
-            out, data.task, arm, plan, taught, data.dev, config.recommend_by, config.reasonings.replace
+            out,
+            data.task,
+            arm,
+            plan,
+            taught,
+            data.dev,
+            config.recommend_by,
+            config.reasonings.replace,
+            fingerprint(data.train),
         ),
     )

@@ -34,6 +34,8 @@ from saywhy.progress import say, track
 from saywhy.records import Prediction, RequestError, Row, Task
 
 FORMS = (".csv", ".tsv", ".jsonl", ".parquet")
+# Bytes of a file's name on the usual file systems.
+LONGEST_NAME = 255
 # Rows that are held, asked and written at one time. What is asked together may change the last digits of an answer, so
 # slices are cut by row number alone: an answer does not depend on where a run was stopped.
 ROWS_PER_SLICE = 2048
@@ -100,6 +102,8 @@ def check_output(source: str, output: Path, overwrite: bool) -> None:
         raise RequestError(f"{read} can be read only once, and predict reads twice; save it as a file first")
     if output.is_dir():
         raise RequestError(f"--output {output} is a folder; name a file")
+    if len(os.fsencode(_parts(output).name)) > LONGEST_NAME:
+        raise RequestError(f"--output: the name {output.name:.40}… is too long; name a shorter one")
     if os.path.lexists(output) and not overwrite:
         raise RequestError(
             f"--output {output}: there is a file already and it is left as it is; name another one, "
@@ -139,6 +143,8 @@ def opened(output: Path) -> Iterator[None]:
 
 def fill(filling: Filling, source: str, output: Path, seen: Seen, overwrite: bool, title: str) -> None:
     """Write the rows of `source` with what is put beside them to `output`, whose folder is `opened`."""
+    # Another process may have finished the same file since it was looked for.
+    check_output(source, output, overwrite)
     parts = _parts(output)
     changed = RequestError(f"{seen.name}: changed while it was answered; run the same command again")
     with track(title, seen.rows - seen.answered, "rows", _is_long(seen)) as advance:

@@ -45,7 +45,7 @@ class TextClassifier:
 
     def __post_init__(self) -> None:
         check_abstain_below(self.abstain_below)
-        if self.max_tokens_in_flight < 1:
+        if not isinstance(self.max_tokens_in_flight, int) or self.max_tokens_in_flight < 1:
             raise RequestError(f"max_tokens_in_flight is {self.max_tokens_in_flight}; it should be 1 or more")
 
     def __reduce__(self) -> Any:
@@ -138,8 +138,8 @@ class TextClassifier:
 
 def check_abstain_below(probability: float | None) -> None:
     """Refuse what is no probability."""
-    if probability is not None and not 0 <= probability <= 1:
-        raise RequestError(f"abstain_below is {probability}; it should be a probability from 0 to 1, such as 0.7")
+    if probability is not None and not (isinstance(probability, int | float) and 0 <= probability <= 1):
+        raise RequestError(f"abstain_below is {probability!r}; it should be a probability from 0 to 1, such as 0.7")
 
 
 def list_texts(texts: Any) -> list[Any]:
