@@ -407,7 +407,7 @@ def test_nothing_is_replaced_unasked(folder: Path, tmp_path: Path) -> None:
     assert "is the input" in refusal(folder, given, given, overwrite=True)
     assert given.read_bytes() == before
     # A folder of files is read whole.
-    assert "one of its files" in refusal(folder, given.parent, given, overwrite=True)
+    assert "one of the input's files" in refusal(folder, given.parent, given, overwrite=True)
     assert given.read_bytes() == before
     assert "is too long; name a shorter one" in refusal(folder, given, tmp_path / ("é" * 125 + ".csv"))
     assert "is a folder" in refusal(folder, write_table(tmp_path / "in.jsonl"), _folder(tmp_path / "a.csv"))

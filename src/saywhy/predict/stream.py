@@ -96,8 +96,10 @@ def check_output(source: str, output: Path, overwrite: bool) -> None:
     if output.suffix.lower() not in FORMS:
         raise RequestError(f"--output {output}: the name should end in {', '.join(FORMS[:-1])} or {FORMS[-1]}")
     read = locate(source, Path()).path
-    if read is not None and output.resolve() in (read, *(read.iterdir() if read.is_dir() else ())):
-        raise RequestError(f"--output {output} is the input, or one of its files; name another file")
+    if read is not None and read == output.resolve():
+        raise RequestError(f"--output {output} is the input; name another file")
+    if read is not None and read.is_dir() and output.resolve() in read.iterdir():
+        raise RequestError(f"--output {output} is one of the input's files; name another file")
     if read is not None and read.exists() and not read.is_file() and not read.is_dir():
         raise RequestError(f"{read} can be read only once, and predict reads twice; save it as a file first")
     if output.is_dir():
