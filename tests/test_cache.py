@@ -188,7 +188,8 @@ def test_rows_whose_attention_is_computed_apart_are_those_of_one(name: str, monk
 def test_padding_is_neither_computed_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
     trunk = np.array([5, 6, 7])
     rows = [np.concatenate([trunk, np.full(length, 5)]) for length in (2, 3, 12)]
-    monkeypatch.setattr("saywhy.lm.cache.READ_AT_ONCE", 12)
+    # All that is read, but not with its padding.
+    monkeypatch.setattr("saywhy.lm.cache.READ_AT_ONCE", 17)
     monkeypatch.setattr("saywhy.lm.behind.ROWS_A_RUN", 2)
     asked: list[tuple[int, list[int]]] = []
     attend = forward.attend_behind
@@ -202,21 +203,23 @@ def test_padding_is_neither_computed_nor_read(monkeypatch: pytest.MonkeyPatch) -
     reading = open_reading(model("llama"), shared, rows)
     reading.step(np.array([5, 5, 5]))
     reading.look(np.array([[6, 7], [6, 0], [0, 0]]), np.zeros((3, 2), dtype=int), CHAIN)
-    layers = len(asked) // 4
+    layers = len(asked) // 3
     # The tokens of a pass, and how many own keys each run of its rows reads: those of its longest row.
-    assert asked[::layers] == [(5, [3]), (12, [12]), (3, [4, 13]), (3, [6])]
+    assert asked[::layers] == [(17, [3, 12]), (3, [4, 13]), (3, [6])]
 
 
+@pytest.mark.parametrize("at_once", [1024, 0])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
-def test_a_row_may_look_at_nothing(name: str) -> None:
+def test_a_row_may_look_at_nothing(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     trunk = np.array([5, 6, 7])
-    rows = [np.concatenate([trunk, np.full(length, 5)]) for length in (2, 3, 12)]
+    rows = [np.concatenate([trunk, np.full(length, 5)]) for length in (2, 12, 3)]
     reading = open_reading(model(name), read_trunk(model(name), trunk), rows)
     spent = reading.spent
-    found = reading.look(np.array([[6, 7], [6, 0], [0, 0]]), np.zeros((3, 2), dtype=int), CHAIN)
-    wanted = torch.stack([state(name, np.append(rows[row], token)) for row, token in ((0, 6), (0, 7), (1, 6))])
-    torch.testing.assert_close(torch.cat([found[0], found[1, :1]]), wanted, rtol=1e-4, atol=1e-4)
-    assert (reading.spent - spent).tolist() == [2, 1, 0]
+    monkeypatch.setattr("saywhy.lm.cache.READ_AT_ONCE", at_once)
+    found = reading.look(np.array([[6, 7], [0, 0], [6, 0]]), np.zeros((3, 2), dtype=int), CHAIN[[0, 2, 1]])
+    wanted = torch.stack([state(name, np.append(rows[row], token)) for row, token in ((0, 6), (0, 7), (2, 6))])
+    torch.testing.assert_close(torch.cat([found[0], found[2, :1]]), wanted, rtol=1e-4, atol=1e-4)
+    assert (reading.spent - spent).tolist() == [2, 0, 1]
 
 
 def test_a_path_that_leaves_the_trunk_is_refused() -> None:
