@@ -20,7 +20,7 @@ import tiny
 from saywhy import predict
 from saywhy.config import label_fault
 from saywhy.lm import bind, score
-from saywhy.lm.cache import Reading
+from saywhy.lm.cache import Reading, open_reading, read_trunk
 from saywhy.lm.encode import decode, make_encoder, prompt_ids, render, text_ids
 from saywhy.lm.generate import Leaving
 from saywhy.predict import PRUNE, Classifier
@@ -454,3 +454,17 @@ def test_few_nodes_are_read_in_one_pass_and_looked_at_as_ever(prune: float, monk
     assert together.probabilities == pytest.approx(level_by_level.probabilities, rel=1e-4)
     assert together.pruned == pytest.approx(level_by_level.pruned, rel=1e-3, abs=1e-12)
     assert (together.pruned > 0) == (prune > 0) and together.tokens >= level_by_level.tokens
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mamba"])
+def test_a_row_whose_answers_are_read_costs_nothing_more(name: str) -> None:
+    model = tiny.model(name)
+    paths = [np.array([5, 6, 7]), np.array([5, 6, 8, 9])]
+    deep = score.trie_of([[[5, 6, 7]], [[5, 8, 9]], [[6, 5, 5]]])
+    trunk = read_trunk(model, [5]) if name != "mamba" else None
+    both = open_reading(model, trunk, paths)
+    found = score.score(both, [score.trie_of([[[5]], [[6]]]), deep], 0)
+    for row, trie in ((0, score.trie_of([[[5]], [[6]]])), (1, deep)):
+        alone = open_reading(model, trunk, [paths[row]])
+        np.testing.assert_allclose(found.log_probs[row], score.score(alone, [trie], 0).log_probs[0], atol=1e-5)
+        assert both.spent[row] == alone.spent[0]
