@@ -454,8 +454,14 @@ def test_rows_are_spread_over_all_of_them() -> None:
     assert export._spread([1, 2, 3], 50) == [1, 2, 3]
 
 
-def test_an_arm_that_answers_both_ways_is_asked_both_ways(finished: toy.Done, tmp_path: Path) -> None:
+def test_an_arm_that_answers_both_ways_is_asked_both_ways(
+    finished: toy.Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier = load(finished.folder / "both")
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "SCORED_AGAIN", 20)
+        asked = export._asked(classifier, finished.folder / "both", None)
+        assert [one.reasoning is None for one in asked] == [True] * 10 + [False] * 10
     asked = export._asked(classifier, finished.folder / "both", some_rows(tmp_path))
     assert [one.reasoning is None for one in asked] == [True] * 3 + [False] * 3
     assert len({one.row.id for one in asked}) == 6
