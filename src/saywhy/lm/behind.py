@@ -93,9 +93,8 @@ def _fused(
         mask = run.mask.repeat(1, 1, times, 1) if times > 1 else run.mask
         asked = _in_rows(query[:, run.tokens], run, groups).unflatten(0, (-1, groups))
         near, sums = FLASH(asked, *own, attn_mask=mask, scale=scale)
-        near = _in_turn(near.unflatten(2, (times, -1)).flatten(1, 2), run)
-        sums = _in_turn(sums[..., None].unflatten(2, (times, -1)).flatten(1, 2), run)
-        yield torch.lerp(far[:, run.tokens], near, torch.sigmoid(sums - far_sums[:, run.tokens, None]))
+        share = torch.sigmoid(_in_turn(sums[..., None], run) - far_sums[:, run.tokens, None])
+        yield torch.lerp(far[:, run.tokens], _in_turn(near, run), share)
 
 
 def _plain(
@@ -106,9 +105,9 @@ def _plain(
     for run in runs:
         own_keys, own_values = (part[run.rows, :, run.low :].flatten(0, 1) for part in (key, value))
         some = query[:, run.tokens] * scale
-        near = _in_rows(some, run, groups) @ own_keys.transpose(1, 2)
-        near = near.unflatten(0, (-1, groups)).unflatten(2, (heads // groups, -1)).flatten(1, 2)
-        near = _in_turn(near.add_(run.mask), run)
+        near = (_in_rows(some, run, groups) @ own_keys.transpose(1, 2)).unflatten(0, (-1, groups))
+        near.unflatten(2, (-1, run.mask.shape[2])).add_(run.mask[:, :, None])
+        near = _in_turn(near, run)
         logits = some.new_empty((*some.shape[:2], shared + near.shape[-1]))
         torch.bmm(_grouped(some, groups), keys.transpose(1, 2), out=_grouped(logits[..., :shared], groups))
         logits[..., shared:] = near
@@ -116,8 +115,8 @@ def _plain(
         weights = torch.softmax(logits, -1)
         del logits
         far = (_grouped(weights[..., :shared], groups) @ values).view(heads, -1, values.shape[-1])
-        own = _in_rows(weights[..., shared:], run, groups) @ own_values
-        yield far + _in_turn(own.unflatten(0, (-1, groups)).unflatten(2, (heads // groups, -1)).flatten(1, 2), run)
+        own = (_in_rows(weights[..., shared:], run, groups) @ own_values).unflatten(0, (-1, groups))
+        yield far + _in_turn(own, run)
 
 
 def _grouped(part: Tensor, groups: int) -> Tensor:
@@ -135,6 +134,6 @@ def _in_rows(part: Tensor, run: Run, groups: int) -> Tensor:
 
 
 def _in_turn(part: Tensor, run: Run) -> Tensor:
-    """Take the tokens of a run out of their rows again: (rows, h, width, d) to (h, n, d)."""
-    apart = part.transpose(0, 1).flatten(1, 2)
+    """Take the tokens of a run out of their rows again: (rows, g, h/g * width, d) to (h, n, d)."""
+    apart = part.unflatten(2, (-1, run.mask.shape[2])).flatten(1, 2).transpose(0, 1).flatten(1, 2)
     return apart if run.home is None else apart.index_select(1, run.home)
