@@ -273,11 +273,6 @@ def reopen(folder: Path) -> None:
         _write_record(folder / STAMP, "", record["files"])
 
 
-def stamp_of(folder: Path) -> str | None:
-    """Give the fingerprint a folder was finished with; None where it has no stamp."""
-    return str(_record(folder / STAMP).get("fingerprint") or "") or None
-
-
 def is_done(folder: Path, fingerprint: str) -> bool:
     """Whether a folder was finished with this fingerprint and still has every file it was stamped with."""
     record = _record(folder / STAMP)

@@ -166,8 +166,8 @@ def read_figures(run: Path) -> dict[str, Any]:
 
 def is_evaluated(folder: Path, entry: Mapping[str, Any]) -> bool:
     """Tell whether the figures of an arm, its entry in metrics.json, are of the weights that its folder holds."""
-    evaluated, now = entry.get("stamp"), store.stamp_of(folder)
-    return evaluated is None or now is None or evaluated == now
+    evaluated, stamp = entry.get("stamp"), folder / store.STAMP
+    return evaluated is None or not stamp.exists() or store.read_json(stamp).get("fingerprint") == evaluated
 
 
 def _refuse_trained_since(run: Path, document: Mapping[str, Any], arms: Iterable[str]) -> None:
