@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saywhy.lm.trunk import FORWARD
+
 # A run reads at most so many tokens, padding included, unless it is one row: what it computes stays in a CPU's caches.
 TOKENS_A_RUN = 512
 ROWS_A_RUN = 32
-FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ def _fused(
 ) -> Iterator[Tensor]:
     """Give each run's attention (h, n, d): what the trunk and what the rows give, joined by their log-sum-exp."""
     groups, times = len(keys), len(query) // len(keys)
-    far, far_sums = FLASH(_grouped(query, groups)[None], keys[None], values[None], scale=scale)
+    far, far_sums = FORWARD(_grouped(query, groups)[None], keys[None], values[None], scale=scale)
     far, far_sums = far.reshape(query.shape), far_sums.reshape(query.shape[:2])
     for run in runs:
         own = (part[run.rows, :, run.low :] for part in (key, value))
         mask = run.mask.repeat(1, 1, times, 1) if times > 1 else run.mask
         asked = _in_rows(query[:, run.tokens], run, groups).unflatten(0, (-1, groups))
-        near, sums = FLASH(asked, *own, attn_mask=mask, scale=scale)
+        near, sums = FORWARD(asked, *own, attn_mask=mask, scale=scale)
         share = torch.sigmoid(_in_turn(sums[..., None], run) - far_sums[:, run.tokens, None])
         yield torch.lerp(far[:, run.tokens], _in_turn(near, run), share)
 

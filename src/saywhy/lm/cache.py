@@ -334,15 +334,15 @@ class Reading:
         device = self.model.device
         # What stands before the first key that one of these rows reads is their padding.
         low = int(np.argmax(seen[:, :, self.apart :].any((0, 1))))
+        end = key.shape[1] - self.apart
         key, seen = key[:, self.apart + low :], seen[:, :, self.apart + low :]
         asked: dict[str, Any] = {"use_cache": True}
         taken = None
-        last: Ints | None
         if self.trunk:
             row, column = np.nonzero(real)
             ids, at, last = ids[row, column][None], query[row, column][None], np.cumsum(real.sum(1)) - 1
             if not real.all():
-                first = key.shape[1] + low - real.shape[1]
+                first = end - real.shape[1]
                 taken = (torch.from_numpy(row + rows.start).to(device), torch.from_numpy(column + first).to(device))
             runs = cut_runs(real, seen, device, self.model.dtype)
             asked |= {"trunk": self.trunk, "runs": runs, "attention_mask": unmasked(self.model)}
@@ -354,7 +354,6 @@ class Reading:
 
             at, last = query, np.arange(1, len(ids) + 1) * ids.shape[1] - 1
             asked |= {"attention_mask": by_layer(self.model, inside)}
-        end = key.shape[1] + low
         span = _Span(rows, len(self.valid), begin - self.apart, end, low, real.shape[1], taken)
         asked |= {
             "input_ids": torch.from_numpy(ids).to(device),
@@ -362,7 +361,7 @@ class Reading:
             "cache": _Passing(self.layers, span),
         }
         states = states_at(self.model, asked, torch.from_numpy(last).to(device) if ends else None)
-        if ends or not self.trunk or taken is None:
+        if ends or taken is None:
             return states
         apart = states.new_zeros((real.size, states.shape[1]))
         apart[torch.from_numpy(np.flatnonzero(real)).to(device)] = states

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from saywhy.trees import Ints, Pack
 
 # The kernels of torch's own attention on a CPU, which tell the log-sum-exp that joining two parts needs.
-_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
@@ -85,11 +85,11 @@ class TwoParts(torch.autograd.Function):
         """Give (1, h, n, d) for `query`, `key`, `value` of that shape, on a CPU."""
         size, told = parts.size, {"scale": scale}
         query, key, value = (_by_token(part).transpose(0, 1)[None] for part in (query, key, value))
-        found, sums = _FORWARD(query[:, :, :size], key[:, :, :size], value[:, :, :size], 0.0, True, **told)
+        found, sums = FORWARD(query[:, :, :size], key[:, :, :size], value[:, :, :size], 0.0, True, **told)
         if parts.paths:
-            far, far_sums = _FORWARD(query[:, :, size:], key[:, :, :size], value[:, :, :size], 0.0, False, **told)
+            far, far_sums = FORWARD(query[:, :, size:], key[:, :, :size], value[:, :, :size], 0.0, False, **told)
             own = [
-                _FORWARD(*(along(part, paths.places) for part in (query, key, value)), 0.0, True, **told)
+                FORWARD(*(along(part, paths.places) for part in (query, key, value)), 0.0, True, **told)
                 for paths in parts.paths
             ]
             near, near_sums = (_home(each, parts.home) for each in zip(*own, strict=True))

@@ -220,6 +220,11 @@ def _write(this: Run, out: Path, job: reasonings.Job, book: Journal) -> None:
     told = reasonings.write(out, job, book, partial(measured, this, job, book))
     for line in reasonings.lines(told):
         say(line)
+    if this.config.reasonings.top_up is not None:
+        _say_what_is_short(this, out)
+
+
+def _say_what_is_short(this: Run, out: Path) -> None:
     kept, rows, weights = weighed(this, out)
     able = {row.label for row in rows if row.id in kept}
     for label, reached in short_of_top_up(this, rows, weights).items():

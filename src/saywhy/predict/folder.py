@@ -138,11 +138,10 @@ def recommended_in(folder: Path, budget: Budget | None = None) -> Choice:
     """
     if not folder.is_dir():
         raise RequestError(f"{folder}: there is no such folder; name a run or one of its arms")
+    is_model = (folder / "prompt.json").exists()
     if budget is not None:
         # An arm may be named by a link, or from within.
         folder = folder.resolve()
-    is_model = (folder / "prompt.json").exists()
-    if budget is not None:
         return _within(folder.parent if is_model else folder, folder.name if is_model else None, budget)
     if is_model:
         return Choice(folder)
