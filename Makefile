@@ -35,6 +35,7 @@ test-all: $(VENV)/installed-browser
 check: $(VENV)/installed-dev
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy -p saywhy
+	MYPYPATH=src:benchmarks $(VENV)/bin/python -m mypy benchmarks/*.py
 
 install: $(VENV)/installed-dev
 

@@ -105,7 +105,7 @@ def workload(name: str) -> Workload:
     if name == "emotion-label":
         return Workload(name, task, _rows(data / "emotion" / "train.jsonl"), test, {}, "label_only", "label", 120, 32)
     why = data / "emotion-why" / "train.jsonl"
-    kept = {f"{at}": (record["reasoning"],) for at, record in enumerate(_records(why))}
+    kept: dict[str, tuple[str, ...]] = {f"{at}": (record["reasoning"],) for at, record in enumerate(_records(why))}
     if name == REASONER:
         asked = _rows(data / "emotion" / "train.jsonl")
         return Workload(name, task, _rows(why), asked, kept, REASONER, "write", 80, 32)

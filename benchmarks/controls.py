@@ -16,7 +16,7 @@ from pathlib import Path
 from saywhy import classifier, config, controls, data, evaluate, reasonings
 from saywhy.config import Config, FromScratch, needed_base
 from saywhy.lm.load import make_scratch
-from saywhy.pipeline import scratch_texts
+from saywhy.pipeline.stage import scratch_texts
 
 COLUMNS = (
     "control", "exact length", "within 1", "most off", "label read", "mean recall", "read as written", "label named",
@@ -35,7 +35,7 @@ def main() -> None:
     settings = config.load(given.config, given.sets)
     told = data.read(settings)
     brought = {**told.file_reasonings, **told.reasonings}
-    kept = {name: (text,) for name, text in brought.items() if text.strip()}
+    kept: dict[str, tuple[str, ...]] = {name: (text,) for name, text in brought.items() if text.strip()}
     if given.run:
         kept = reasonings.read_kept(given.run / "reasonings")
     with tempfile.TemporaryDirectory() as folder:

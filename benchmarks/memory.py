@@ -8,6 +8,7 @@ resident memory in MiB since the weights were made. Linux and macOS only.
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
 
@@ -69,4 +70,9 @@ def main(width: int, layers: int, vocabulary: int, pack_tokens: int, precision: 
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:5]), sys.argv[5])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("width", "layers", "vocabulary", "pack_tokens"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("precision", choices=["float32", "bf16"])
+    given = parser.parse_args()
+    main(given.width, given.layers, given.vocabulary, given.pack_tokens, given.precision)
