@@ -242,7 +242,7 @@ def test_an_answer_is_scored_after_its_own_reasoning(finished: toy.Done, monkeyp
         write(reading, drawn, rules, lambda gone: texts.update(zip(gone.rows, gone.ids, strict=True)))
         count = len(drawn)
         ids = tuple(texts[(row + 1) % count] for row in range(count))
-        leave(Leaving(tuple(range(count)), ids, (True,) * count, start))
+        leave(Leaving(tuple(range(count)), ids, (True,) * count, start.spent, lambda: start))
 
     monkeypatch.setattr(predict.modes, "write", swapped)
     other = predict.answer(classifier, rows, "reason")

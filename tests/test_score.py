@@ -229,7 +229,7 @@ def given(monkeypatch: pytest.MonkeyPatch, c: Classifier, *texts: str, ended: bo
     rows = tuple(range(len(texts)))
 
     def write(reading: Any, _drawn: Any, _rules: Any, leave: Callable[[Leaving], None]) -> None:
-        leave(Leaving(rows, ids, (ended,) * len(rows), reading.part(rows)))
+        leave(Leaving(rows, ids, (ended,) * len(rows), reading.spent, lambda: reading.part(rows)))
 
     monkeypatch.setattr(predict.modes, "write", write)
 
@@ -284,7 +284,8 @@ def test_an_explanation_is_written_behind_the_predicted_label(monkeypatch: pytes
         for at in range(len(drawn)):
             path = reading.path(at).tolist()
             asked[decode(c.lm.encoder, path)] = path
-            leave(Leaving((at,), (because,), (TEXTS[0] in decode(c.lm.encoder, path),), reading.part([at])))
+            ended = (TEXTS[0] in decode(c.lm.encoder, path),)
+            leave(Leaving((at,), (because,), ended, reading.spent[[at]], partial(reading.part, [at])))
 
     monkeypatch.setattr(predict.modes, "write", write)
     found = answer(c, ROWS[:2], "explain")

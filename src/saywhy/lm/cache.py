@@ -110,8 +110,14 @@ class _Layer(DynamicLayer):
         return self.keys[:, :, : self.used], self.values[:, :, : self.used]
 
     def part(self, rows: Tensor) -> _Layer:
-        """Copy some rows, with their room."""
-        return _behind(self.keys.index_select(0, rows), self.values.index_select(0, rows), self.used)
+        """Copy some rows, with room as large as theirs."""
+        return _behind(self._some(self.keys, rows), self._some(self.values, rows), self.used)
+
+    def _some(self, part: Tensor, rows: Tensor) -> Tensor:
+        # What is not used yet need not be copied.
+        found = part.new_empty((len(rows), *part.shape[1:]))
+        torch.index_select(part[:, :, : self.used], 0, rows, out=found[:, :, : self.used])
+        return found
 
 
 def _behind(keys: Tensor, values: Tensor, used: int) -> _Layer:

@@ -112,7 +112,7 @@ def _written(
     done: list[tuple[int, Written]] = []
 
     def leave(rows: Leaving) -> None:
-        for row, ids, ended, tokens in zip(rows.rows, rows.ids, rows.ended, rows.reading.spent, strict=True):
+        for row, ids, ended, tokens in zip(rows.rows, rows.ids, rows.ended, rows.spent, strict=True):
             done.append((places[row], Written(ids, ended, part + int(tokens))))
 
     draws_of = [one.draws for one in prompts]
@@ -123,15 +123,17 @@ def _written(
 
 @dataclass(frozen=True)
 class Leaving:
-    """Rows that have finished their texts: their places among those that were asked, what they wrote, their reading.
+    """Rows that have finished their texts: their places among those that were asked, what they wrote, their cost.
 
-    The reading ends within the text of each row; what is asked of it next is a `read`.
+    `spent` (r,) counts the tokens computed for each, as a reading does. `part` gives these rows a reading of their own,
+    as long as they are being handed over; it ends within the text of each row, and is to `read` next.
     """
 
     rows: tuple[int, ...]
     ids: tuple[tuple[int, ...], ...]
     ended: tuple[bool, ...]
-    reading: Reading | Alone
+    spent: Ints
+    part: Callable[[], Reading | Alone]
 
 
 @torch.inference_mode()
@@ -162,8 +164,7 @@ def write(
     while True:
         done = [at for at, row in enumerate(rows) if texts[row].done]
         if len(done) == len(rows) or len(done) > LEAVE_AT * len(rows):
-            gone, left, _ = part(done)
-            leave(_leaving(gone, left, texts))
+            leave(_leaving(reading, done, [rows[at] for at in done], texts))
             staying = [at for at, row in enumerate(rows) if not texts[row].done]
             if not staying and not waiting:
                 return
@@ -209,12 +210,19 @@ class _Text:
         self.ended = self.closed or (rules.stop is not None and rules.stop(self.ids))
 
 
-def _leaving(reading: Reading | Alone, rows: Sequence[int], texts: Sequence[_Text]) -> Leaving:
+def _leaving(reading: Reading | Alone, places: Sequence[int], rows: Sequence[int], texts: Sequence[_Text]) -> Leaving:
     """Hand over finished rows, without what was read of them while they waited for others to finish."""
     gone = [texts[row] for row in rows]
-    reading.back(np.array([text.end + text.read for text in gone]))
-    reading.spent = np.array([text.spent + text.read for text in gone])
-    return Leaving(tuple(rows), tuple(tuple(text.ids) for text in gone), tuple(text.ended for text in gone), reading)
+    spent = np.array([text.spent + text.read for text in gone])
+
+    def part() -> Reading | Alone:
+        own = reading.part(places)
+        own.back(np.array([text.end + text.read for text in gone]))
+        own.spent = spent
+        return own
+
+    ids = tuple(tuple(text.ids) for text in gone)
+    return Leaving(tuple(rows), ids, tuple(text.ended for text in gone), spent, part)
 
 
 def _draw(logits: Tensor, forbidden: Tensor, sampling: Sampling, spots: Sequence[float]) -> Tensor:

@@ -286,7 +286,7 @@ def _explain(batch: Batch) -> list[Prediction]:
     batch.reading.read(paths)
 
     def leave(gone: Leaving) -> None:
-        for row, ids, ended, spent in zip(gone.rows, gone.ids, gone.ended, gone.reading.spent, strict=True):
+        for row, ids, ended, spent in zip(gone.rows, gone.ids, gone.ended, gone.spent, strict=True):
             reasoning = " ".join(decode(encoder, ids).split())
             tokens = batch.trunk + float(spent)
             predictions[row] = replace(predictions[row], reasoning=reasoning, forced=not ended, tokens=tokens)
@@ -316,7 +316,8 @@ def _reasoned(batch: Batch, drawn: Sequence[Floats], sampling: Sampling) -> list
         texts = [decode(encoder, ids).partition(LABEL_CUE) for ids in gone.ids]
         reasonings = [" ".join(text.split()) for text, _, _ in texts]
         own = [part_ids(encoder, Part("reasoning", f" {reasoning}", "")) for reasoning in reasonings]
-        gone.reading.read(
+        reading = gone.part()
+        reading.read(
             [np.append(batch.heads[row], [*opening, *why, *closing]) for row, why in zip(gone.rows, own, strict=True)]
         )
         whole = replace(
@@ -324,7 +325,7 @@ def _reasoned(batch: Batch, drawn: Sequence[Floats], sampling: Sampling) -> list
             rows=[batch.rows[row] for row in gone.rows],
             heads=[batch.heads[row] for row in gone.rows],
             tries=[batch.tries[row] for row in gone.rows],
-            reading=gone.reading,
+            reading=reading,
         )
         for row, label, reasoning, (_, cue, _) in zip(gone.rows, _scored(whole), reasonings, texts, strict=True):
             found[row] = replace(label, reasoning=reasoning, forced=not cue, strict=label.label if cue else None)
