@@ -1,6 +1,7 @@
 """Does reasoning first cost the rarest class? The bundled task with a label of 3%, without and with top_up.
 
-    python benchmarks/rare.py -o runs/rare [--rarest urgent] [--cases even] [--seeds 0 1 2 3 4] [--set key=value …]
+    python benchmarks/rare.py -o runs/rare [--rarest urgent] [--cases even] [--seeds 0 1 2 3 4] [--only plain]
+                              [--set key=value …]
 
 1,000 training and 5,000 test tickets, 3% of them with the rarest label. The 400 worked cases are those of the bundled
 task, where every sum is as frequent (`even`), or as rare in that label as the rows (`alike`). SEED/plain and
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +35,7 @@ SIZES = tickets.Sizes(worked=400, train=1000, dev=200, test=5000)
 # Even cases are drawn with another seed, a few more than are used: what is a row too is left out.
 APART, MORE = 1000, 100
 SETTINGS = (
-    "reasoner.train.steps=1000",
     "reasoner.train.precision=float32",
-    "classifier.train.steps=750",
     "classifier.train.precision=float32",
     "classifier.arms=[label_only, {name: reason_then_label, arm: reason_then_label,"
     " train: {learning_rate: 1e-2, weight_decay: 1.0}}]",
@@ -47,6 +47,7 @@ SETTINGS = (
     "evaluate.budget.tokens_per_row=null",
 )
 TOP_UP = 0.5
+KINDS = ("plain", "topped")
 
 
 def main() -> None:
@@ -56,17 +57,19 @@ def main() -> None:
     parser.add_argument("--rarest", choices=sorted(SHARES), default="urgent")
     parser.add_argument("--cases", choices=["even", "alike"], default="even")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--only", choices=KINDS)
     parser.add_argument("--set", dest="sets", nargs="*", default=[])
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
+    kinds = [given.only] if given.only else KINDS
     if not given.table:
         for seed in given.seeds:
-            run(given.output / str(seed), seed, SHARES[given.rarest], given.cases, given.sets)
-    for kind in ("plain", "topped"):
+            run(given.output / str(seed), seed, SHARES[given.rarest], given.cases, kinds, given.sets)
+    for kind in kinds:
         table(kind, given.rarest, [given.output / str(seed) / kind for seed in given.seeds])
 
 
-def run(folder: Path, seed: int, shares: dict[str, int], cases: str, sets: list[str]) -> None:
+def run(folder: Path, seed: int, shares: dict[str, int], cases: str, kinds: Sequence[str], sets: list[str]) -> None:
     """Run one seed without top_up, and from a copy of that with it."""
     data = (folder / "data").resolve()
     tickets.write(data, seed, SIZES, shares)
@@ -74,10 +77,12 @@ def run(folder: Path, seed: int, shares: dict[str, int], cases: str, sets: list[
         write_even_cases(data, seed)
     places = [f"data.{part}={data / part}.jsonl" for part in ("train", "dev", "test")]
     told = [*places, f"reasoner.worked_cases.data={data / 'worked.jsonl'}", f"seed={seed}", *SETTINGS, *sets]
-    pipeline.run(config.load(EXAMPLE, told), folder / "plain")
-    if not (folder / "topped").exists():
-        shutil.copytree(folder / "plain", folder / "topped")
-    pipeline.run(config.load(EXAMPLE, [*told, f"reasonings.top_up={TOP_UP}"]), folder / "topped")
+    if "plain" in kinds:
+        pipeline.run(config.load(EXAMPLE, told), folder / "plain")
+    if "topped" in kinds:
+        if not (folder / "topped").exists():
+            shutil.copytree(folder / "plain", folder / "topped")
+        pipeline.run(config.load(EXAMPLE, [*told, f"reasonings.top_up={TOP_UP}"]), folder / "topped")
 
 
 def write_even_cases(data: Path, seed: int) -> None:

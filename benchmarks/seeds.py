@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,10 @@ def compare(runs: list[Path], task: dict[str, Any], a: str, b: str, metric: str)
         return load_answers(run / "predictions" / f"{arm}-{mode}-test.parquet", asked)
 
     pairs = [(answers_of(run, a), answers_of(run, b)) for run in runs]
+    rows = [dict(zip(one.ids, one.texts, strict=True)) for one, _ in pairs]
+    if any(one != rows[0] for one in rows):
+        # Tickets of another seed are other rows, though they have the same ids.
+        pairs = [(of_run(one, number), of_run(two, number)) for number, (one, two) in enumerate(pairs)]
     found = over_seeds(asked, pairs, (metric, "accuracy"))
     return {
         "a": a,
@@ -99,6 +104,11 @@ def compare(runs: list[Path], task: dict[str, Any], a: str, b: str, metric: str)
         "p_mcnemar": found["accuracy"].p_mcnemar,
         "runs": len(runs),
     }
+
+
+def of_run(answers: Answers, number: int) -> Answers:
+    """Give the rows of a run ids that no other run has."""
+    return replace(answers, ids=tuple(f"{number}/{name}" for name in answers.ids))
 
 
 if __name__ == "__main__":
