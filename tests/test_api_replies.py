@@ -18,12 +18,17 @@ from saywhy.teachers.replies import Address, read_completion, read_refusal, reda
 
 KEY = "sk-proj-Zq3vX81mLw0RtYbN5cKd"
 SAMPLING = Sampling(max_tokens=20)
+USAGE = {"prompt_tokens": 5, "completion_tokens": 3}
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 REPLIES: dict[str, tuple[bytes, str, str, bool]] = {
     "stop": (completion("so it is"), "so it is", "", False),
     "length": (completion("so it", "length"), "so it", "", True),
+    "TGI's end": (completion("so it is", "eos_token"), "so it is", "", False),
+    "another limit": (completion("so it", "MAX_TOKENS"), "so it", "", True),
+    "an error": (completion("so it", "error"), "", "finish_reason 'error'", False),
+    "no choice": (json.dumps({"choices": [], "usage": USAGE}).encode(), "", "no message", False),
     "no end, short": (completion("so it is", None, (5, 3)), "so it is", "", False),
     "no end, at the limit": (completion("so it", None, (5, 20)), "so it", "", True),
     "no usage": (completion("so it is", "stop", None), "so it is", "", False),

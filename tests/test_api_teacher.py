@@ -394,6 +394,35 @@ def test_a_row_that_does_not_fit_is_only_its_own_fault() -> None:
     assert all("max_tokens" in body for body in server.bodies)
 
 
+OWN_FAULTS = {
+    "flagged": Act(error("Your prompt was flagged as potentially violating our usage policy"), 400),
+    "moderation": Act(error("gpt requires moderation on OpenInference. Your input was flagged"), 403),
+    "risk": Act(error("Content Exists Risk"), 400),
+    "too long for TGI": Act(error("Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096"), 422),
+    "too long": Act(error("Please reduce the length of the messages"), 400),
+}
+
+
+@pytest.mark.parametrize("act", OWN_FAULTS.values(), ids=OWN_FAULTS)
+def test_what_a_server_has_against_a_text_is_no_end_even_of_the_first_question(act: Act) -> None:
+    with serving(lambda body, before: act if text_of(body) == "Text 0" else Act(completion())) as server:
+        given, end = taken(teacher(server, concurrency=1), questions(3))
+    assert (end, sorted(answers(given))) == (None, [1, 2])
+    assert [draft.final for _, draft in given] == [True, False, False]
+
+
+def test_a_refusal_behind_answers_is_about_its_question_until_all_are_refused() -> None:
+    """A server that answers others is asked rightly; where it refuses one after the other, something has changed."""
+    strange = Act(error("no, and nobody knows why"), 400)
+    with serving(lambda body, before: strange if text_of(body) == "Text 1" else Act(completion())) as server:
+        given, end = taken(teacher(server, concurrency=1), questions(4))
+    assert (end, sorted(answers(given)), set(server.asked.values())) == (None, [0, 2, 3], {1})
+    with serving(lambda body, before: strange if text_of(body) != "Text 0" else Act(completion())) as server:
+        given, end = taken(teacher(server, concurrency=1), questions(40))
+    assert isinstance(end, WorkError) and "nobody knows why" in str(end)
+    assert len(given) == 1 + FAILURES_IN_A_ROW
+
+
 @pytest.mark.parametrize("status", [400, 422])
 def test_a_refused_seed_is_left_out_for_the_whole_run(status: int, said: Callable[[], str]) -> None:
     def script(body: dict[str, Any], before: int) -> Act:

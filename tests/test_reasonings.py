@@ -219,6 +219,22 @@ def failing(names: dict[str, int]) -> Says:
     return say
 
 
+def test_what_would_fail_again_is_put_once_a_run(tmp_path: Path) -> None:
+    """It may cost money: no more than was said before the start, however often candidates are gone through."""
+    asked: list[str] = []
+
+    def say(q: Question) -> Draft:
+        final = q.row_id == "r2"
+        return Draft("", failed="went into thoughts", final=True) if final else Draft(f"said {q.row_id} {q.index}")
+
+    for run in (1, 2):
+        asked.clear()
+        job = [reasonings.begun_once(writer("w", say, asked, remote=True))]
+        write(tmp_path, job, [about_nothing], candidates=2, top_up=1.0)
+        assert sorted(one for one in asked if one.startswith("r2")) == [f"r2 {k}" for k in range(6)], f"run {run}"
+        again(tmp_path)
+
+
 def test_failures_are_recorded_and_asked_again(tmp_path: Path) -> None:
     asked: list[str] = []
     rows = write(

@@ -18,8 +18,8 @@ NOT_ANSWERED = "not_answered"
 
 
 def begun_once(writer: Writer) -> Writer:
-    """Let a writer begin when it is first needed, and only once."""
-    return replace(writer, begin=cache(writer.begin))
+    """Let a writer begin when it is first needed, and only once, with every question still to be put."""
+    return replace(writer, begin=cache(writer.begin), given_up=set())
 
 
 def keys_of(writer: Writer, questions: Sequence[Question]) -> list[bytes]:
@@ -55,10 +55,12 @@ def ask_several(
         keys = keys_of(writer, questions)
         held = journal.answers(book, keys)
         drafts = [_draft(held[key]) if key in held else Draft("", failed=NOT_ANSWERED) for key in keys]
-        groups = [[at for at in group if drafts[at].failed] for group in _groups(writer, several)]
+        open_ = {at for at, draft in enumerate(drafts) if draft.failed and keys[at] not in writer.given_up}
+        groups = [[at for at in group if at in open_] for group in _groups(writer, several)]
         for at, draft in _asked(book, writer, questions, keys, [group for group in groups if group]):
             note(draft)
             drafts[at] = draft
+        writer.given_up.update(keys[at] for at in open_ if drafts[at].final)
     rest = iter(drafts)
     return [list(islice(rest, len(some))) for some in several]
 

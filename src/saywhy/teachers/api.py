@@ -40,11 +40,12 @@ class _Manner:
     """What a teacher has learnt about its server: it outlives a call, since rows come in portions.
 
     `names` leads from our parameters to the server's, without those that it will not have. `failing` counts the
-    questions in a row that got no answer at all.
+    questions in a row that got no answer at all, `answers` says that there was one.
     """
 
     names: dict[str, str]
     failing: int = 0
+    answers: bool = False
     warned: bool = False
     dice: random.Random = field(default_factory=random.Random)
 
@@ -184,7 +185,8 @@ async def _ask(call: _Call, client: openai.AsyncOpenAI, at: int, question: Quest
     for tried in range(1, tries + 1):
         began = time.monotonic()
         reply = await _attempt(call, client, question)
-        draft = replace(reply.draft, seconds=time.monotonic() - began)
+        final = reply.fate in ("row", "nothing")
+        draft = replace(reply.draft, seconds=time.monotonic() - began, final=final)
         call.news.put((at, draft))
         if reply.error is not None and not call.end.done():
             call.end.set_result(reply.error)
@@ -203,6 +205,7 @@ async def _ask(call: _Call, client: openai.AsyncOpenAI, at: int, question: Quest
 
 def _count(call: _Call, reply: Reply) -> None:
     """Count questions in a row that nothing came of, and end the work when they are too many."""
+    call.manner.answers = call.manner.answers or reply.fate == "answer"
     call.manner.failing = call.manner.failing + 1 if reply.fate in ("again", "nothing") else 0
     if call.manner.failing >= FAILURES_IN_A_ROW and not call.end.done():
         call.end.set_result(
@@ -229,7 +232,8 @@ async def _attempt(call: _Call, client: openai.AsyncOpenAI, question: Question) 
             content, headers = error.response.content, error.response.headers
             refused = refused_parameter(error.status_code, content, sent.values())
             if refused is None or not _leave_out(call, refused):
-                return read_refusal(error.status_code, headers, content, call.address, datetime.now(UTC))
+                now, answers = datetime.now(UTC), call.manner.answers
+                return read_refusal(error.status_code, headers, content, call.address, now, answers)
         except openai.APIConnectionError as error:
             why = redacted(paragraph(f"{type(error.__cause__).__name__}: {error.__cause__}"), call.address.key)
             return again(f"the connection failed ({why})")

@@ -21,10 +21,20 @@ LONGEST_WAIT = 600.0
 LONGEST_MESSAGE = 300
 # Characters of a key that may stand in a message at the most.
 SHOWN_OF_KEY = 7
-FINISHED = ("stop", "eos", "end_turn", "stop_sequence")
+# What servers call an answer that came to its end, and one that met its limit.
+FINISHED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "completed")
+CUT = ("length", "max_tokens", "max_length", "model_length")
 AGAIN = (408, 409, 425, 429)
-TOO_LONG = re.compile(r"context[ _-]?(length|size|window)|prompt is too long|input is too long", re.IGNORECASE)
-FILTERED = re.compile(r"content_filter|content_policy|content management policy|ResponsibleAI", re.IGNORECASE)
+TOO_LONG = re.compile(
+    r"context[ _-]?(length|size|window)|(prompt|input|message)s? (is|are) too long|reduce the length"
+    r"|`inputs`.*must (be|have less)",
+    re.IGNORECASE,
+)
+FILTERED = re.compile(
+    r"content_filter|content_policy|content management policy|ResponsibleAI|invalid_prompt|usage polic(y|ies)|flagged"
+    r"|requires moderation|data_inspection_failed|content exists risk",
+    re.IGNORECASE,
+)
 SPENT = re.compile(r"insufficient_quota|billing_hard_limit|insufficient[ _]balance|credit_limit", re.IGNORECASE)
 UNSUPPORTED = re.compile(
     r"support|unknown|unrecogni[sz]ed|unexpected|extra|permitted|allowed|cannot|can't", re.IGNORECASE
@@ -74,17 +84,18 @@ def read_completion(content: bytes, limit: int, price: Price | None, key: str = 
         return again("the answer is no JSON, or half of one")
     choice = _first(_get(body, "choices"))
     message = _get(choice, "message")
-    if not isinstance(message, dict):
-        return again(f"the answer holds no message: {redacted(_message(body), key)}")
     usage = _get(body, "usage")
     prompt_tokens, tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     draft = Draft(
         # Half a surrogate pair is a character for nobody: neither a tokenizer nor a file takes it.
-        paragraph(_said(message.get("content")).encode("utf-8", "backslashreplace").decode()),
+        paragraph(_said(_get(message, "content")).encode("utf-8", "backslashreplace").decode()),
         tokens=tokens or 0,
         prompt_tokens=prompt_tokens or 0,
         cost=None if prompt_tokens is None or tokens is None else cost_of(price, prompt_tokens, tokens),
     )
+    if not isinstance(message, dict):
+        # What it took may have to be paid all the same.
+        return Reply(_failed(draft, f"the answer holds no message: {redacted(_message(body), key)}"), "again")
     reply = _judged(draft, message, _get(choice, "finish_reason"), limit)
     return replace(reply, draft=replace(reply.draft, failed=redacted(reply.draft.failed, key)))
 
@@ -98,18 +109,23 @@ def _judged(draft: Draft, message: Mapping[str, object], reason: object, limit: 
         return Reply(_failed(draft, f"refused: {_short(refusal)}"), "row")
     if ended in ("tool_calls", "function_call"):
         return Reply(_failed(draft, "the model called a tool instead of answering"), "row")
-    if ended not in ("", "length", *FINISHED):
+    if ended not in ("", *CUT, *FINISHED):
         return Reply(_failed(draft, f"ended with finish_reason {_short(ended)!r}"), "again")
     # Where a server does not say why it ended, its count of tokens does.
-    cut = ended == "length" or (not ended and draft.tokens >= limit)
+    cut = ended in CUT or (not ended and draft.tokens >= limit)
     if not draft.reasoning:
         why = "empty answer" + (f": its {limit} tokens (sampling.max_tokens) went into thoughts" if cut else "")
         return Reply(_failed(draft, why), "nothing")
     return Reply(replace(draft, cut=cut), "answer")
 
 
-def read_refusal(status: int, headers: Mapping[str, str], content: bytes, address: Address, now: datetime) -> Reply:
-    """Read an answer whose HTTP status is no success. No message holds the key; `now` is an aware time."""
+def read_refusal(
+    status: int, headers: Mapping[str, str], content: bytes, address: Address, now: datetime, answers: bool = False
+) -> Reply:
+    """Read an answer whose HTTP status is no success. No message holds the key; `now` is an aware time.
+
+    Of a server that `answers` other questions a refusal is about this one, whatever it says.
+    """
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -133,6 +149,8 @@ def read_refusal(status: int, headers: Mapping[str, str], content: bytes, addres
         return Reply(Draft("", failed=f"too long for the model: {said}"), "row")
     if FILTERED.search(text):
         return Reply(Draft("", failed=f"the server's content filter refused the prompt: {said}"), "row")
+    if answers and status in (400, 403, 422):
+        return Reply(Draft("", failed=f"the server refused the question ({status}): {said}"), "nothing")
     if status == 403:
         env = address.api.key_env
         return _end(RequestError(f"{url} forbids this (403): {said}; the key is the one in {env}"))

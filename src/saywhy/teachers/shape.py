@@ -24,7 +24,8 @@ class Draft:
     """One attempt of a teacher: a paragraph, or why there is none.
 
     `cut` says that it reached its limit before it ended. `tokens` were written and `prompt_tokens` read, `seconds` it
-    took, and `cost` is in the currency of the price, None where nobody reckons it. `failed` is "" for an answer.
+    took, and `cost` is in the currency of the price, None where nobody reckons it. `failed` is "" for an answer;
+    a failure is `final` where the same question would end alike, as one does that a filter stops.
     """
 
     reasoning: str
@@ -34,6 +35,7 @@ class Draft:
     seconds: float = 0.0
     cost: float | None = None
     failed: str = ""
+    final: bool = False
 
 
 # Some questions that are asked together.
@@ -53,7 +55,8 @@ class Writer:
     seed), as plain values. `at_once` questions are asked together; of a `remote` one, which may cost money, only those
     without an answer are asked, and each answer is kept before the next. What is `given` came with the rows: it is
     asked for one candidate. `spread`, where there is one, puts groups to teachers begun elsewhere, and gives what they
-    answer as it comes; nobody calls `begin` then.
+    answer as it comes; nobody calls `begin` then. `given_up` holds the journal's keys of questions that failed finally:
+    they may cost money, and are put again by the next run, not by this one.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Writer:
     given: bool = False
     sampling: Mapping[str, object] = field(default_factory=dict)
     spread: Callable[[Sequence[Group]], Iterator[Answered]] | None = None
+    given_up: set[bytes] = field(default_factory=set, compare=False)
 
 
 def paragraph(text: str) -> str:
