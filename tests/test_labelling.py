@@ -488,6 +488,24 @@ def test_two_reasonings_are_merged_and_one_stands_as_it_is(
     assert [row["reasoning"] for row in records_of(path)] == ["made of 2", toy.WHY["barks"]]
 
 
+def test_a_merge_that_failed_is_asked_for_again(
+    tmp_path: Path, base: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "ROWS_PER_SLICE", 3)
+    write_texts(tmp_path)
+
+    def busy(instruction: str, question: Question) -> str | None:
+        first = instruction == prompts.MERGE_INSTRUCTION and question.row_id == "0"
+        return None if first else right(instruction, question)
+
+    serve(busy).dies_at = 2 * len(TEXTS) + 5  # while the second slice is merged
+    with pytest.raises(KeyboardInterrupt):
+        label(told(tmp_path, base, label__merge="api", **API))
+    serve(right)
+    path, _ = label(told(tmp_path, base, label__merge="api", **API))
+    assert {row["reasoning"] for row in records_of(path)} == {"made of 2"}
+
+
 def test_a_teacher_that_cannot_begin_is_told_before_another_has_worked(
     tmp_path: Path, base: Path, serve: Callable[..., Server]
 ) -> None:

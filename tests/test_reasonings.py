@@ -471,6 +471,18 @@ def test_samples_show_each_verdict_of_each_class(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_samples_and_table_leave_out_no_verdict_and_not_the_rarest_class(tmp_path: Path) -> None:
+    labels = [f"label {at}" for at in range(77)]
+    rows = [Row(f"r{at}", f"text {at}", labels[at % 76]) for at in range(300)] + [Row("last", "text", labels[76])]
+    write(tmp_path, [writer("w", says("w"))], [about("r299")], rows=rows, candidates=2, max_tries=1)
+    found = reasonings.samples(tmp_path / "reasonings")
+    assert {one["label"] for one in found} == set(labels)
+    assert {one["dropped_because"] for one in found} == {"", "enough_kept", "about_r299"}
+    assert len(found) < 2 * len(labels)
+    head = reasonings.lines(reasonings.summary(tmp_path / "reasonings"))[0]
+    assert "label 76" in head and head.count("label") == 8
+
+
 def test_the_table_counts_by_reason_and_class(tmp_path: Path) -> None:
     write(tmp_path, [writer("w", says("w"))], [about("r3")], candidates=2, max_tries=1)
     found = [line.split() for line in reasonings.lines(reasonings.summary(tmp_path / "reasonings"))]

@@ -123,6 +123,9 @@ def test_scorers_measure_every_candidate_and_another_limit_measures_nothing_agai
     again = candidates(run)
     assert [row["support"] for row in again] == [row["support"] for row in rows]
     assert all(row["kept"] for row in again)
+    # What is done with rows that are too long decides what scorers are trained on.
+    with pytest.raises(AssertionError, match="measured again"):
+        pipeline.run(toy.load(data, **changes | {"data__on_overflow": "drop"}), run, until="reason")
 
 
 def test_scorers_that_learnt_nothing_are_not_believed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,10 +184,10 @@ def test_a_server_is_known_by_the_address_that_is_asked(tmp_path: Path, monkeypa
     data = toy.write_data(tmp_path / "data")
     config = toy.load(data, reasonings__teacher="api", reasonings__api={"model": "m"})
     found = []
-    for address in ("", "http://one:1/v1", "http://two:2/v1"):
+    for address in ("", "https://api.openai.com/v1/", "http://one:1/v1", "http://one:1/v1/", "http://two:2/v1"):
         monkeypatch.setenv("OPENAI_BASE_URL", address)
         found.append(writers(config, read(config), None, None)[0].identity["base_url"])
-    assert found == [None, "http://one:1/v1", "http://two:2/v1"]
+    assert found == [None, None, "http://one:1/v1", "http://one:1/v1", "http://two:2/v1"]
 
 
 def test_what_asking_takes_says_that_more_may_be_asked(tmp_path: Path) -> None:

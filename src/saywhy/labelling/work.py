@@ -100,8 +100,9 @@ def label(config: Config, output: Path | None = None, overwrite: bool = False) -
 
         def answered(rows: Sequence[Row]) -> tuple[Any, float, bool]:
             answers = _answers(job, book, voters, rows)
-            whole = all(answer.label is not None for each in answers for answer in each)
-            return _table(job, rows, answers, _reasonings(job, book, merger, rows, answers)), 0.0, whole
+            voted = all(answer.label is not None for each in answers for answer in each)
+            found, merged = _reasonings(job, book, merger, rows, answers)
+            return _table(job, rows, answers, found), 0.0, voted and merged
 
         def note(table: Any) -> None:
             scores = table.column("scores").to_pylist()
@@ -281,13 +282,16 @@ def _answers(job: _Job, book: Journal, voters: Sequence[_Voter], rows: Sequence[
 
 def _reasonings(
     job: _Job, book: Journal, merger: Writer | None, rows: Sequence[Row], answers: Sequence[Answers]
-) -> list[str]:
-    """Give each row the reasoning that stands for its label: the surest teacher's, or one made of all of them."""
+) -> tuple[list[str], bool]:
+    """Give each row the reasoning that stands for its label: the surest teacher's, or one made of all of them.
+
+    Says too whether the merger answered all that it was asked.
+    """
     outcomes = [vote(each, job.task) for each in answers]
     agreeing = [supporting(each, won.label) if won else [] for each, won in zip(answers, outcomes, strict=True)]
     found = [each[0].reasoning if each else "" for each in agreeing]
     if merger is None:
-        return found
+        return found, True
     questions: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for at, (row, won, each) in enumerate(zip(rows, outcomes, agreeing, strict=True)):
         if won is not None and len(each) > 1:
@@ -298,7 +302,7 @@ def _reasonings(
     for places, draft in zip(questions.values(), drafts, strict=True):
         for at in places if draft.reasoning and not draft.failed and not draft.cut else ():
             found[at] = draft.reasoning
-    return found
+    return found, not any(draft.failed for draft in drafts)
 
 
 def _table(job: _Job, rows: Sequence[Row], answers: Sequence[Answers], reasonings: Sequence[str]) -> Any:

@@ -29,7 +29,11 @@ def measured_by(this: Run) -> object:
     config = this.config
     if not config.reasonings.measured:
         return ""
-    return {"base": base_of(this, "classifier")[1], "train": [arm.train.deciding() for arm in _reasoned(config)]}
+    return {
+        "base": base_of(this, "classifier")[1],
+        "train": [arm.train.deciding() for arm in _reasoned(config)],
+        "on_overflow": config.data.on_overflow,
+    }
 
 
 def _reasoned(config: Config) -> list[Arm]:
@@ -76,7 +80,7 @@ def measured(this: Run, job: reasonings.Job, book: Journal) -> reasonings.Measur
             this,
             f"scorer-{fold}",
             "scorer",
-            {"train": plan.settings.deciding(), "save": plan.save},
+            {"train": plan.settings.deciding(), "save": plan.save, "on_overflow": config.data.on_overflow},
             {"base": identity, "task": task, "lessons": store.hash_of(taught), "seed": config.seed},
             partial(_train_scorer, task=task, plan=tracked(this, plan), taught=taught, title=f"scorer-{fold}"),
         )

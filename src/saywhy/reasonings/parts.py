@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
         ("dropped_because", pa.string()),
     ]
 )
-# Classes and reasons that a report shows a candidate of, and classes that have a column in a printed table.
+# Candidates that a report shows beside the first of each reason and class, and classes with a column in a printed table.
 SAMPLES, COLUMNS = 120, 8
 
 
@@ -159,18 +159,27 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
-    """Give the first candidate of every verdict and class: `label`, `reasoning`, `dropped_because` ("" for kept)."""
+    """Give the first candidate of every verdict and class: `label`, `reasoning`, `dropped_because` ("" for kept).
+
+    Where these would be too many, each verdict and each class has one at least.
+    """
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    seen: tuple[set[str], set[str]] = (set(), set())
     for record in _records(folder, ["id", "label", "reasoning", "teacher", "dropped_because"]):
         which = (record["dropped_because"], record["label"] or "")
-        if which not in found and len(found) < SAMPLES:
+        new = any(name not in names for name, names in zip(which, seen, strict=True))
+        if which not in found and (new or len(found) < SAMPLES):
             found[which] = record
+            for name, names in zip(which, seen, strict=True):
+                names.add(name)
     return [found[which] for which in sorted(found)]
 
 
 def lines(told: Mapping[str, Any]) -> list[str]:
     """Write a summary as a table of plain lines: what was kept and dropped, by reason and class."""
-    classes = sorted(told["by_class"].items(), key=lambda item: -item[1]["rows"])[:COLUMNS]
+    classes = sorted(told["by_class"].items(), key=lambda item: -item[1]["rows"])
+    # The rarest class is the one to look at.
+    classes = [*classes[: COLUMNS - 1], *classes[COLUMNS - 1 :][-1:]]
     rows = [("", ["all", *(label for label, _ in classes)])]
     for key, name in (("rows", "rows"), ("without", "rows without a reasoning"), ("candidates", "candidates")):
         total = sum(one[key] for one in told["by_class"].values())

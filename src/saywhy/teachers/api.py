@@ -122,8 +122,12 @@ def question_seed(seed: int, question: Question) -> int:
 
 
 def base_url(api: Api) -> str | None:
-    """Give a server's address, None where nobody set one: where the config is silent the client reads a variable."""
-    return api.base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or None
+    """Give a server's address, None for OpenAI's own: where the config is silent the client reads a variable.
+
+    One address has one form, since answers are kept under it.
+    """
+    given = (api.base_url or os.environ.get("OPENAI_BASE_URL", "")).strip().rstrip("/")
+    return None if given in ("", OPENAI_URL) else given
 
 
 def _address(api: Api, place: str) -> Address:
