@@ -495,7 +495,7 @@ def test_a_merge_that_failed_is_asked_for_again(
     write_texts(tmp_path)
 
     def busy(instruction: str, question: Question) -> str | None:
-        first = instruction == prompts.MERGE_INSTRUCTION and question.row_id == "0"
+        first = instruction == prompts.MERGE_INSTRUCTION and TEXTS[0] in "".join(question.pieces)
         return None if first else right(instruction, question)
 
     serve(busy).dies_at = 2 * len(TEXTS) + 5  # while the second slice is merged
