@@ -353,7 +353,7 @@ def test_progress_counts_what_a_merger_writes(tmp_path: Path, monkeypatch: pytes
     def track(title: str, total: int, unit: str, show: bool = True) -> Iterator[Any]:
         bars[title] = [total, 0]
 
-        def advance(done: int, tokens: float, note: str) -> None:
+        def advance(done: int, tokens: float, note: str, before: bool = False) -> None:
             bars[title][1] += done
 
         yield advance

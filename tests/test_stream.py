@@ -704,7 +704,8 @@ def test_progress_is_told_in_lines(
     given, output = write_table(tmp_path / "in.csv"), tmp_path / "out.csv"
     half(folder, given, output, monkeypatch)
     said = capsys.readouterr().err.splitlines()
-    assert said[:3] == ["read: 4 rows, 0 s", "read: 8 rows, 0 s", "read: 10 rows, 0 s"]
+    assert [line.partition(" rows, ")[0] for line in said[:3]] == ["read: 4", "read: 8", "read: 10"]
+    assert all(line.endswith("/s, 0 s") for line in said[:3])
     assert [line.partition(" rows, ")[0] for line in said[3:]] == ["predict: 4 of 10", "predict: 8 of 10"]
     assert "tokens/s" in said[3] and "s left" in said[3]
     monkeypatch.setattr(stream, "SHOW_PROGRESS_FROM", 1)

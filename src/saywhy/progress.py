@@ -7,23 +7,33 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 15.0
 
-Advance = Callable[[int, float, str], None]
+
+class Advance(Protocol):
+    """How work tells how far it has come."""
+
+    def __call__(self, done: int, tokens: float, note: str, before: bool = False) -> None:
+        """Count `done` units and the tokens they took; what was done `before`, by another run, is in no rate."""
+
+
+def in_silence(done: int, tokens: float, note: str, before: bool = False) -> None:
+    """Show nothing."""
 
 
 @contextmanager
 def track(title: str, total: int | None, unit: str, show: bool = True) -> Iterator[Advance]:
-    """Give a function `advance(done, tokens, note)` that counts `done` of `total` units and the tokens they took.
+    """Give an `Advance`, which counts done of `total` units and the tokens they took.
 
     Where nobody knows `total`, it is None, and lines tell how many units are done.
     """
     if not show or _is_helper():
-        yield lambda done, tokens, note: None
+        yield in_silence
     elif sys.stderr.isatty():
         with _bar(unit) as progress:
             yield _on_terminal(progress, title, total)
@@ -57,35 +67,46 @@ def _bar(unit: str) -> Progress:
 
 def _on_terminal(progress: Progress, title: str, total: int | None) -> Advance:
     bar = progress.add_task(title, total=total, rate="", note="")
-    began = time.monotonic()
-    count, seen = 0, 0.0
+    rates = _rates()
 
-    def advance(done: int, tokens: float, note: str) -> None:
-        nonlocal count, seen
-        count, seen = count + done, seen + tokens
-        took = max(time.monotonic() - began, 1e-9)
-        rate = f"{seen / took:,.0f} tokens/s" if seen else f"{count / took:,.0f}/s"
+    def advance(done: int, tokens: float, note: str, before: bool = False) -> None:
+        _, _, rate = rates(0 if before else done, tokens)
         progress.update(bar, advance=done, rate=rate, note=note)
 
     return advance
 
 
 def _in_lines(title: str, total: int | None, unit: str) -> Advance:
-    began = last = time.monotonic()
-    count, seen = 0, 0.0
+    rates, last, count = _rates(), time.monotonic(), 0
 
-    def advance(done: int, tokens: float, note: str) -> None:
-        nonlocal count, seen, last
-        count, seen = count + done, seen + tokens
+    def advance(done: int, tokens: float, note: str, before: bool = False) -> None:
+        nonlocal count, last
+        count += done
+        new, took, rate = rates(0 if before else done, tokens)
         now = time.monotonic()
         if (total is None or count < total) and now - last < SECONDS_BETWEEN_LINES:
             return
-        last, took = now, max(now - began, 1e-9)
-        rate = f", {seen / took:,.0f} tokens/s" if seen else ""
+        last = now
         if total is None:
-            say(f"{title}: {count} {unit}{rate}, {took:.0f} s {note}".rstrip())
+            say(f"{title}: {count} {unit}, {rate}, {took:.0f} s {note}".rstrip())
         else:
-            left = took / max(count, 1) * (total - count)
-            say(f"{title}: {count} of {total} {unit}{rate}, {took:.0f} s, {left:.0f} s left {note}".rstrip())
+            # Nobody knows how long what is left will take before something is done.
+            left = f", {took / max(new, 1) * (total - count):.0f} s left" if new or count >= total else ""
+            say(f"{title}: {count} of {total} {unit}, {rate}, {took:.0f} s{left} {note}".rstrip())
 
     return advance
+
+
+def _rates() -> Callable[[int, float], tuple[int, float, str]]:
+    """Give a function that adds up units and tokens, and tells units, seconds and both rates."""
+    began, count, seen = time.monotonic(), 0, 0.0
+
+    def add(done: int, tokens: float) -> tuple[int, float, str]:
+        nonlocal count, seen
+        count, seen = count + done, seen + tokens
+        took = max(time.monotonic() - began, 1e-9)
+        digits = 1 if count < 100 * took else 0
+        rate = f"{count / took:,.{digits}f}/s" + (f", {seen / took:,.0f} tokens/s" if seen else "")
+        return count, took, rate
+
+    return add

@@ -229,7 +229,7 @@ def _ask_part(job: _Job, book: Journal, voter: _Voter, rows: Sequence[Row], adva
 
     _heard(job, book, voter, _texts(rows), note)
     if new < len(rows):
-        advance(len(rows) - new, 0, "")
+        advance(len(rows) - new, 0, "", before=True)
 
 
 def _texts(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:

@@ -220,6 +220,8 @@ def _write(this: Run, out: Path, job: reasonings.Job, book: Journal) -> None:
     told = reasonings.write(out, job, book, partial(measured, this, job, book))
     for line in reasonings.lines(told):
         say(line)
+    for name, taken in journal.spent(book).items():
+        say(reasonings.spent_line(name, taken))
     if this.config.reasonings.top_up is not None:
         _say_what_is_short(this, out)
 

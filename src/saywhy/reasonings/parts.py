@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
         ("dropped_because", pa.string()),
     ]
 )
-# Candidates that a report shows beside the first of each reason and class, and classes with a column in a printed table.
+# Candidates that a report shows before only the first of a reason or class is added, and columns of a printed table.
 SAMPLES, COLUMNS = 120, 8
 
 
@@ -195,6 +195,18 @@ def lines(told: Mapping[str, Any]) -> list[str]:
         )
         for name, cells in rows
     ]
+
+
+def spent_line(teacher: str, taken: Mapping[str, float | None]) -> str:
+    """Say what a teacher's attempts took until now, those of earlier runs in the same folder and failures included."""
+    told = {name: value or 0 for name, value in taken.items()}
+    failed = told["attempts"] - told["answers"]
+    cost = "" if taken["cost"] is None else f", at a cost of {taken['cost']:,.2f}"
+    tokens = f"{told['prompt_tokens']:,} tokens read and {told['tokens']:,} written"
+    return (
+        f"{teacher}: {told['attempts']:,} attempts, {failed:,} of them failed, {tokens}, "
+        f"{told['seconds']:,.0f} s together{cost}"
+    )
 
 
 def _cell(value: object) -> str:

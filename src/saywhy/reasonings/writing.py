@@ -13,7 +13,7 @@ from saywhy import journal, store
 from saywhy.checks import Check, Index, index
 from saywhy.config import Reasonings
 from saywhy.journal import Journal
-from saywhy.progress import Advance, track
+from saywhy.progress import Advance, in_silence, track
 from saywhy.prompts import merged_question, row_question
 from saywhy.reasonings.asking import NOT_ANSWERED, ask_several
 from saywhy.reasonings.judging import MERGED, Measured, extra_of, verdicts, with_figures
@@ -64,7 +64,7 @@ def write(
         extra = _extra(court, parts)
         with track("reasonings: judged", len(job.rows), "rows") as advance:
             kept = judged = 0
-            advance(sum(len(part) for number, part in enumerate(parts) if number not in missing), 0, "")
+            advance(sum(len(part) for number, part in enumerate(parts) if number not in missing), 0, "", before=True)
             for numbers in _together(job, sorted(missing)):
                 every = _judged(court, [parts[number] for number in numbers], extra)
                 for number, candidates in zip(numbers, every, strict=True):
@@ -168,7 +168,7 @@ def _answered(
         advance(not draft.failed, draft.tokens, "")
 
     drafts = ask_several(book, writer, several, note)
-    advance(sum(map(len, drafts)) - new, 0, "")
+    advance(sum(map(len, drafts)) - new, 0, "", before=True)
     return [
         [_candidate(writer, q, draft) for q, draft in zip(questions, some, strict=True)]
         for questions, some in zip(several, drafts, strict=True)
@@ -240,7 +240,7 @@ def _judged(court: _Court, parts: Sequence[Sequence[Row]], extra: Mapping[str, i
     judged: dict[str, list[Candidate]] = {}
     lacking, attempt = [list(part) for part in parts], 0
     while any(lacking) and (attempt == 0 or writes):
-        every = _candidates(job, court.book, lacking, attempt, lambda done, tokens, note: None)
+        every = _candidates(job, court.book, lacking, attempt, in_silence)
         attempt += 1
         for at, asked in enumerate(every):
             rows = {row.id: row for row in lacking[at]}

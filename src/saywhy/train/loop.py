@@ -92,7 +92,7 @@ def finetune(
         return [pack for hand in hands for pack in hand], loss
 
     with track(title, sum(map(len, batches)), "rows") as advance:
-        advance(state.rows, 0, "")
+        advance(state.rows, 0, "", before=True)
         for step in range(state.steps, len(batches)):
             # Asked of the state alone, so that a run that was stopped here ends here too.
             if settings.patience is not None and state.stale >= settings.patience:
