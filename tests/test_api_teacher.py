@@ -411,6 +411,12 @@ def test_what_a_server_has_against_a_text_is_no_end_even_of_the_first_question(a
     assert [draft.final for _, draft in given] == [True, False, False]
 
 
+def test_a_forbidden_account_ends_it_though_it_is_called_flagged() -> None:
+    with serving(lambda body, before: Act(error("Your account was flagged"), 403)) as server:
+        given, end = taken(teacher(server, concurrency=1), questions(40))
+    assert isinstance(end, WorkError) and len(given) == FAILURES_IN_A_ROW
+
+
 def test_a_refusal_behind_answers_is_about_its_question_until_all_are_refused() -> None:
     """A server that answers others is asked rightly; where it refuses one after the other, something has changed."""
     strange = Act(error("no, and nobody knows why"), 400)

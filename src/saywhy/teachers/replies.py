@@ -148,7 +148,9 @@ def read_refusal(
     if status == 413 or TOO_LONG.search(text):
         return Reply(Draft("", failed=f"too long for the model: {said}"), "row")
     if FILTERED.search(text):
-        return Reply(Draft("", failed=f"the server's content filter refused the prompt: {said}"), "row")
+        # Whether a text or an account is forbidden, only the next questions tell.
+        fate: Fate = "nothing" if status == 403 else "row"
+        return Reply(Draft("", failed=f"the server's content filter refused the prompt: {said}"), fate)
     if answers and status in (400, 403, 422):
         return Reply(Draft("", failed=f"the server refused the question ({status}): {said}"), "nothing")
     if status == 403:
