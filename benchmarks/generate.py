@@ -48,7 +48,7 @@ ROWS = (64, 128)
 PEERS = [("generate", 32), ("generate", 64), ("generate", 128), ("generate_batch", 32), ("generate_batch", 64)]
 # What won the last full run, for a quick one.
 BEST = ("generate", 32)
-# Room for a whole group of questions (`evaluate.max_tokens_in_flight`): two batches of unequal size take a fifth longer.
+# Room for a whole group of questions: in two batches of unequal size they take a fifth longer (LOG.md, 2026-12-01).
 BUDGET = 32768
 
 
