@@ -263,7 +263,7 @@ def test_a_reasoning_is_cut_at_the_first_cue_and_scored_without_controls(
     ]
 
     def write(reading: Any, _drawn: Any, _rules: Any, leave: Callable[[Leaving], None]) -> None:
-        leave(Leaving((0,), (tuple(wrote),), (True,), reading.part([0])))
+        leave(Leaving((0,), (tuple(wrote),), (True,), reading.spent[[0]], lambda: reading.part([0])))
 
     monkeypatch.setattr(predict.modes, "write", write)
     found = asked("so alone")
