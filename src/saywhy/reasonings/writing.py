@@ -168,7 +168,8 @@ def _answered(
         advance(not draft.failed, draft.tokens, "")
 
     drafts = ask_several(book, writer, several, note)
-    advance(sum(map(len, drafts)) - new, 0, "", before=True)
+    if rest := sum(map(len, drafts)) - new:
+        advance(rest, 0, "", before=True)
     return [
         [_candidate(writer, q, draft) for q, draft in zip(questions, some, strict=True)]
         for questions, some in zip(several, drafts, strict=True)
