@@ -89,10 +89,11 @@ def write_even_cases(data: Path, seed: int) -> None:
     """Put worked cases of which every sum is as frequent in the place of those that are there."""
     lines = [line for part in ("train", "dev", "test") for line in (data / f"{part}.jsonl").read_text().splitlines()]
     rows = {json.loads(line)["text"] for line in lines}
-    drawn = tickets.generate(seed + APART, tickets.Sizes(SIZES.worked + MORE, train=0, dev=0, test=0)).worked
-    chosen = [case for case in drawn if case.question not in rows][: SIZES.worked]
-    made = ({"question": it.question, "answer": it.answer, "reasoning": it.reasoning} for it in chosen)
-    store.write_text(data / "worked.jsonl", "".join(f"{json.dumps(one)}\n" for one in made))
+    even = data / "even"
+    tickets.write(even, seed + APART, tickets.Sizes(SIZES.worked + MORE, train=0, dev=0, test=0))
+    cases = (even / "worked.jsonl").read_text(encoding="utf-8").splitlines()
+    chosen = [case for case in cases if json.loads(case)["question"] not in rows][: SIZES.worked]
+    store.write_text(data / "worked.jsonl", "\n".join(chosen) + "\n")
 
 
 def table(kind: str, rarest: str, runs: list[Path]) -> None:

@@ -93,10 +93,11 @@ def read_completion(content: bytes, limit: int, price: Price | None, key: str = 
         prompt_tokens=prompt_tokens or 0,
         cost=None if prompt_tokens is None or tokens is None else cost_of(price, prompt_tokens, tokens),
     )
-    if not isinstance(message, dict):
+    if isinstance(message, dict):
+        reply = _judged(draft, message, _get(choice, "finish_reason"), limit)
+    else:
         # What it took may have to be paid all the same.
-        return Reply(_failed(draft, f"the answer holds no message: {redacted(_message(body), key)}"), "again")
-    reply = _judged(draft, message, _get(choice, "finish_reason"), limit)
+        reply = Reply(_failed(draft, f"the answer holds no message: {_message(body)}"), "again")
     return replace(reply, draft=replace(reply.draft, failed=redacted(reply.draft.failed, key)))
 
 
