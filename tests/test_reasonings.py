@@ -179,17 +179,41 @@ def test_a_change_asks_again_for_exactly_what_it_touches(
 
 def test_a_part_that_stands_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "ROWS_PER_PART", 2)
+    written: list[str] = []
+
+    def noted(path: Path, *told: object) -> None:
+        written.append(path.name)
+        parts.write_part(path, *told)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(writing, "write_part", noted)
     write(tmp_path, [writer("w", says("first"))])
-    stands = tmp_path / "reasonings" / "part-00000.parquet"
-    before = stands.read_bytes()
-    gone = tmp_path / "reasonings" / "part-00001.parquet"
-    gone.unlink()
-    (tmp_path / journal.FILE).unlink()
-    write(tmp_path, [writer("w", says("second"))], candidates=1)
-    assert stands.read_bytes() == before
-    kept = reasonings.read_kept(tmp_path / "reasonings")
-    assert kept["r1"] == ("first r1 0",)
-    assert kept["r2"] == ("second r2 0",)
+    every = ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert written == every
+    before = table(tmp_path / "reasonings")
+    (tmp_path / "reasonings" / every[1]).unlink()
+    written.clear()
+    assert write(tmp_path, [writer("w", says("second"))]) == before
+    assert written == [every[1]]
+
+
+def test_parts_that_stand_are_judged_with_what_all_others_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question of a later part had failed before the kill: scorers learn from its answer, twins are counted in it."""
+    monkeypatch.setattr(writing, "ROWS_PER_PART", 2)
+    measured = judging.Measured("scorers", lambda: lambda pairs: [Figures(support=1.0) for _ in pairs])
+    alike = "a sentence of five words"
+
+    def say(q: Question) -> Draft:
+        return Draft("", failed="timeout") if q.row_id == "r4" else Draft(alike)
+
+    write(tmp_path, [writer("w", say, remote=True)], measured=measured, candidates=1, max_tries=1)
+    assert table(tmp_path / "reasonings")[0]["twins"] == 3
+    (tmp_path / "reasonings" / "part-00002.parquet").unlink()
+    rows = write(tmp_path, [writer("w", lambda q: Draft(alike), remote=True)], measured=measured, candidates=1)
+    assert [row["twins"] for row in rows] == [4] * len(ROWS)
+    # Other scorers measure all of them anew, also where every part stands.
+    other = judging.Measured("others", lambda: lambda pairs: [Figures(support=2.0) for _ in pairs])
+    rows = write(tmp_path, [writer("w", lambda q: Draft(alike), remote=True)], measured=other, candidates=1)
+    assert [row["support"] for row in rows] == [2.0] * len(ROWS)
 
 
 def test_parts_hold_a_thousand_rows_in_the_order_of_the_data(tmp_path: Path) -> None:

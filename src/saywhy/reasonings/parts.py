@@ -42,15 +42,21 @@ def path_of(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
-def is_whole(path: Path) -> bool:
-    """Tell whether every question in a part was answered."""
+def stands(path: Path, stamp: str) -> bool:
+    """Tell whether a part is there, judged with what `stamp` says, and every question in it answered."""
+    if store.table_stamp(path) != stamp:
+        return False
     return NOT_ANSWERED not in store.read_table(path, ["dropped_because"])[0].unique().to_pylist()
 
 
 def write_part(
-    path: Path, rows: Sequence[Row], candidates: Sequence[Candidate], sampling: Mapping[str, Mapping[str, object]]
+    path: Path,
+    rows: Sequence[Row],
+    candidates: Sequence[Candidate],
+    sampling: Mapping[str, Mapping[str, object]],
+    stamp: str,
 ) -> None:
-    """Write the candidates of some rows; `sampling` says how each teacher drew its words."""
+    """Write the candidates of some rows; `sampling` says how each teacher drew its words, `stamp` who judged them."""
     labels = {row.id: row.label for row in rows}
     drawn = {name: json.dumps(told, sort_keys=True) for name, told in sampling.items()}
     records = [
@@ -70,7 +76,7 @@ def write_part(
         }
         for one in candidates
     ]
-    store.write_table(path, pa.Table.from_pylist(records, schema=SCHEMA))
+    store.write_table(path, pa.Table.from_pylist(records, schema=SCHEMA), stamp)
 
 
 def read_kept(folder: Path) -> dict[str, tuple[str, ...]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from saywhy.progress import Advance, in_silence, track
 from saywhy.prompts import merged_question, row_question
 from saywhy.reasonings.asking import NOT_ANSWERED, ask_several
 from saywhy.reasonings.judging import MERGED, Measured, extra_of, verdicts, with_figures
-from saywhy.reasonings.parts import is_whole, path_of, summary, write_part
+from saywhy.reasonings.parts import path_of, stands, summary, write_part
 from saywhy.records import LABEL_CUE, REASONING_CUE, Candidate, Row, Task, WorkError
 from saywhy.teachers import Draft, Question, Writer
 
@@ -48,29 +50,27 @@ def write(
 ) -> dict[str, Any]:
     """Write the parts of stage 2 into `folder` and give their `summary`.
 
-    Parts that stand are not written again, unless a question in one of them got no answer: what it is answered now may
-    change what all others are measured with, so all are judged anew then.
     First every row is asked once; then `measured` may train what measures candidates on these first answers; then all
     candidates are judged, and rows without a kept one asked again. Every candidate keeps its row, whatever the verdict.
+    Parts that stand are not written again, unless a question in one of them got no answer, or they were judged with
+    something else: a question of another part may have been answered since, and the scorers have learnt from it.
     Raises WorkError where no reasoning is kept for any row.
     """
     parts = _parts(job)
-    paths = {number: path_of(folder, number) for number in range(len(parts))}
-    standing = {number for number, path in paths.items() if path.exists()}
-    missing = paths.keys() - standing if all(is_whole(paths[number]) for number in standing) else set(paths)
-    if missing:
-        said = ((row.text, one.reasoning) for row, one in _first(job, book, "reasonings: written"))
-        court = _Court(job, book, index(said), measured())
-        extra = _extra(court, parts)
-        with track("reasonings: judged", len(job.rows), "rows") as advance:
-            kept = judged = 0
-            advance(sum(len(part) for number, part in enumerate(parts) if number not in missing), 0, "", before=True)
-            for numbers in _together(job, sorted(missing)):
-                every = _judged(court, [parts[number] for number in numbers], extra)
-                for number, candidates in zip(numbers, every, strict=True):
-                    write_part(path_of(folder, number), parts[number], candidates, _sampling(job))
-                    kept, judged = kept + sum(one.kept for one in candidates), judged + len(candidates)
-                    advance(len(parts[number]), 0, f"kept {kept / judged:.0%}" if judged else "")
+    heard = hashlib.sha256()
+    court = _Court(job, book, index(_heard(job, book, heard)), measured())
+    extra = _extra(court, parts)
+    stamp = store.hash_of([heard.hexdigest(), None if court.measured is None else court.measured.identity, extra])
+    missing = [number for number in range(len(parts)) if not stands(path_of(folder, number), stamp)]
+    with track("reasonings: judged", len(job.rows), "rows", bool(missing)) as advance:
+        kept = judged = 0
+        advance(len(job.rows) - sum(len(parts[number]) for number in missing), 0, "", before=True)
+        for numbers in _together(job, missing):
+            every = _judged(court, [parts[number] for number in numbers], extra)
+            for number, candidates in zip(numbers, every, strict=True):
+                write_part(path_of(folder, number), parts[number], candidates, _sampling(job), stamp)
+                kept, judged = kept + sum(one.kept for one in candidates), judged + len(candidates)
+                advance(len(parts[number]), 0, f"kept {kept / judged:.0%}" if judged else "")
     found = summary(folder)
     if not found["kept"]:
         reasons = ", ".join(f"{name} {count}" for name, count in found["dropped"].items())
@@ -94,6 +94,13 @@ def first_drafts(job: Job, book: Journal) -> dict[str, str]:
         if one.reasoning and not one.cut and not one.dropped_because and not cue:
             found.setdefault(row.id, one.reasoning)
     return found
+
+
+def _heard(job: Job, book: Journal, digest: hashlib._Hash) -> Iterator[tuple[str, str]]:
+    """Give every text with what was first said of it, and put into `digest` what scorers and twins depend on."""
+    for row, one in _first(job, book, "reasonings: written"):
+        digest.update(json.dumps([row.id, one.teacher, one.index, one.reasoning, one.dropped_because]).encode())
+        yield row.text, one.reasoning
 
 
 @dataclass(frozen=True)
