@@ -357,11 +357,8 @@ def test_the_end_wakes_those_who_pause() -> None:
 
 
 ENDS: dict[str, tuple[Act, type[Exception], str]] = {
-    "400": (Act(error("messages: bad shape"), 400), RequestError, "bad shape"),
     "403": (Act(error("your country is not served"), 403), RequestError, "OPENAI_API_KEY"),
     "404": (Act(error("model 'm' not found"), 404), RequestError, "reasonings.api.model (m)"),
-    "422": (Act(json.dumps({"detail": [{"msg": "no such field"}]}).encode(), 422), RequestError, "no such field"),
-    "temperature out of range": (Act(error("temperature must be at most 0.5"), 400), RequestError, "at most 0.5"),
     "no money": (Act(error("Insufficient Balance"), 402), WorkError, "Insufficient Balance"),
     "quota": (Act(error("You exceeded your quota", code="insufficient_quota"), 429), WorkError, "quota"),
     "come back tomorrow": (Act(error("daily limit"), 429, {"Retry-After": "86400"}), WorkError, "86,400 s"),
@@ -377,6 +374,30 @@ def test_what_another_attempt_would_not_mend_ends_it(act: Act, kind: type[Except
     assert server.url in str(end)
     assert len(given) == 1
     assert len(server.bodies) == 1
+
+
+REFUSALS: dict[str, tuple[Act, str]] = {
+    "400": (Act(error("messages: bad shape"), 400), "bad shape"),
+    "422": (Act(json.dumps({"detail": [{"msg": "no such field"}]}).encode(), 422), "no such field"),
+    "temperature out of range": (Act(error("temperature must be at most 0.5"), 400), "at most 0.5"),
+}
+
+
+@pytest.mark.parametrize(("act", "why"), REFUSALS.values(), ids=REFUSALS)
+def test_refusing_question_after_question_ends_it(act: Act, why: str) -> None:
+    with serving(lambda body, before: act) as server:
+        given, end = taken(teacher(server, concurrency=1), questions(40))
+    assert type(end) is RequestError
+    assert why in str(end) and server.url in str(end) and "reasonings.api and sampling" in str(end)
+    assert len(given) == len(server.bodies) == FAILURES_IN_A_ROW
+
+
+@pytest.mark.parametrize("act", [act for act, _ in REFUSALS.values()], ids=REFUSALS)
+def test_one_question_that_is_refused_is_no_end_even_where_no_other_is_asked(act: Act) -> None:
+    """So it is in a run that goes on after a kill: all others were answered before."""
+    with serving(lambda body, before: act) as server:
+        given, end = taken(teacher(server), questions(1))
+    assert (end, len(given), given[0][1].final) == (None, 1, True)
 
 
 def test_a_row_that_does_not_fit_is_only_its_own_fault() -> None:
@@ -462,8 +483,8 @@ def test_a_limit_under_another_name_is_never_left_out(said: Callable[[], str]) -
     assert "temperature" not in server.bodies[-1]
     assert len(said().splitlines()) == 2
     with serving(lambda body, before: Act(error("max_tokens, max_completion_tokens: both refused"), 400)) as server:
-        given, end = taken(teacher(server, concurrency=1), questions(3))
-    assert isinstance(end, RequestError)
+        given, end = taken(teacher(server, concurrency=1), questions(1))
+    assert (end, given[0][1].failed.endswith("both refused")) == (None, True)
     assert len(server.bodies) == 2
 
 

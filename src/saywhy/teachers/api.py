@@ -192,7 +192,7 @@ async def _ask(call: _Call, client: openai.AsyncOpenAI, at: int, question: Quest
         final = reply.fate in ("row", "nothing")
         draft = replace(reply.draft, seconds=time.monotonic() - began, final=final)
         call.news.put((at, draft))
-        if reply.error is not None and not call.end.done():
+        if reply.fate == "end" and reply.error is not None and not call.end.done():
             call.end.set_result(reply.error)
         if reply.fate != "again" or tried == tries or call.end.done():
             _count(call, reply)
@@ -212,12 +212,12 @@ def _count(call: _Call, reply: Reply) -> None:
     call.manner.answers = call.manner.answers or reply.fate == "answer"
     call.manner.failing = call.manner.failing + 1 if reply.fate in ("again", "nothing") else 0
     if call.manner.failing >= FAILURES_IN_A_ROW and not call.end.done():
-        call.end.set_result(
-            WorkError(
-                f"{call.address.url} gave no answer to {call.manner.failing} questions in a row, the last time because "
-                f"of this: {reply.draft.failed}. Answers so far are kept: run again once it works"
-            )
+        gone = WorkError(
+            f"{call.address.url} gave no answer to {call.manner.failing} questions in a row, the last time because "
+            f"of this: {reply.draft.failed}. Answers so far are kept: run again once it works"
         )
+        # A server that never answered is asked wrongly; one that did may have changed its mind.
+        call.end.set_result(gone if call.manner.answers else reply.error or gone)
 
 
 async def _attempt(call: _Call, client: openai.AsyncOpenAI, question: Question) -> Reply:

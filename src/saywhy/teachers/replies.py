@@ -48,7 +48,8 @@ Fate = Literal["answer", "row", "nothing", "again", "end"]
 class Reply:
     """One attempt as a draft, and what follows from it.
 
-    `wait` is how many seconds the server asks to be left alone, None where it says nothing. `error` ends the work.
+    `wait` is how many seconds the server asks to be left alone, None where it says nothing. `error` ends the work: at
+    once where the fate is "end", else where too many questions in a row have it.
     """
 
     draft: Draft
@@ -125,7 +126,7 @@ def read_refusal(
 ) -> Reply:
     """Read an answer whose HTTP status is no success. No message holds the key; `now` is an aware time.
 
-    Of a server that `answers` other questions a refusal is about this one, whatever it says.
+    Of a server that `answers` other questions a 403 is about this one, whatever it says.
     """
     try:
         body = json.loads(content)
@@ -152,15 +153,17 @@ def read_refusal(
         # Whether a text or an account is forbidden, only the next questions tell.
         fate: Fate = "nothing" if status == 403 else "row"
         return Reply(Draft("", failed=f"the server's content filter refused the prompt: {said}"), fate)
-    if answers and status in (400, 403, 422):
-        return Reply(Draft("", failed=f"the server refused the question ({status}): {said}"), "nothing")
+    if status in (400, 422) or (answers and status == 403):
+        # Whether the question or the settings are wrong, only the next questions tell.
+        error = RequestError(f"{url} refuses what it is asked ({status}): {said}; see {place} and sampling")
+        return Reply(Draft("", failed=f"the server refused the question ({status}): {said}"), "nothing", error=error)
     if status == 403:
         env = address.api.key_env
         return _end(RequestError(f"{url} forbids this (403): {said}; the key is the one in {env}"))
     if status == 404:
         hint = f"check {place}.model ({address.api.model}) and {place}.base_url, which mostly ends in /v1"
         return _end(RequestError(f"{url} has no such model or address (404): {said}; {hint}"))
-    return _end(RequestError(f"{url} refuses what it is asked ({status}): {said}; see {place} and sampling"))
+    return _end(RequestError(f"{url} answers with status {status}: {said}; check {place}.base_url"))
 
 
 def refused_parameter(status: int, content: bytes, sent: Iterable[str]) -> str | None:
