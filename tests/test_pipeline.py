@@ -735,13 +735,25 @@ def test_texts_that_do_not_fit_are_dropped_or_refused_where_asked(
         return
     done = toy.run(data, tmp_path / "run", **changes)
     assert train[0]["id"] not in trained_on(done.folder / "label_only")
-    facts = done.metrics["arms"]["label_only"]["train"]
-    assert (facts["cut"], facts["dropped"]) == ({}, {train[0]["label"]: 1})
-    said = [line for line in capsys.readouterr().err.splitlines() if "do not fit" in line]
-    assert len(said) == 1 and said[0].endswith("1 texts do not fit and are dropped")
-    assert done.metrics["notes"] == [
-        f"label_only: 1 texts of train did not fit and were left out ({train[0]['label']} 1)."
-    ]
+    assert done.metrics["arms"]["label_only"]["train"]["cut"] == {}
+    left_out = "1 texts of train did not fit beside the answers of every arm and were left out of all arms"
+    assert done.metrics["notes"] == [f"{left_out} ({train[0]['label']} 1)."]
+
+
+def test_a_text_that_does_not_fit_beside_the_answers_of_one_arm_is_dropped_from_all(tmp_path: Path) -> None:
+    """Arms that are compared differ in what they say, not in the rows they saw."""
+    data = toy.write_data(tmp_path / "data")
+    train = lines(data / "train.jsonl")
+    # There is room for it beside a label, and none beside so long a reasoning.
+    train[0]["text"], train[1]["reasoning"] = "it purrs " * 300, "it is soft. " * 150
+    toy.write_lines(data / "train.jsonl", train)
+    alone = toy.run(data, tmp_path / "alone", **toy.quick(data__on_overflow="drop", classifier__arms=["label_only"]))
+    assert train[0]["id"] in trained_on(alone.folder / "label_only")
+    done = toy.run(data, tmp_path / "run", **toy.quick(data__on_overflow="drop"))
+    for arm in ("label_only", "reason_then_label"):
+        assert set(trained_on(done.folder / arm)) == {row["id"] for row in train[1:]}
+    left_out = "1 texts of train did not fit beside the answers of every arm and were left out of all arms"
+    assert done.metrics["notes"] == [f"{left_out} ({train[0]['label']} 1)."]
 
 
 def test_stages_end_where_they_are_asked_to(tmp_path: Path) -> None:

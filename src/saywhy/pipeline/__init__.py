@@ -16,14 +16,13 @@ from saywhy.journal import Journal
 from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
 from saywhy.pipeline.judging import evaluated
-from saywhy.pipeline.lessons import Taught, lesson, short_of_top_up, weighed
-from saywhy.pipeline.measures import course, measured, measured_by
+from saywhy.pipeline.lessons import Taught, lesson, planned, short_of_top_up, weighed
+from saywhy.pipeline.measures import measured, measured_by
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, tracked, worked_lessons
 from saywhy.pipeline.writers import merger, reckoned, writers
 from saywhy.progress import say
 from saywhy.prompts import MODES
 from saywhy.records import RequestError
-from saywhy.train.folder import Course, Lesson
 from saywhy.train.follow import refuse_missing
 
 STAGES = ("reason", "train", "evaluate", "report")
@@ -67,7 +66,7 @@ def run(
             say(note)
         # 3 each arm is trained on the same rows, with or without the kept reasonings
         base = base_of(this, "classifier")
-        learnt = lesson(this, written, base)
+        learnt = lesson(this, written, base, arms)
         made = {arm.name: _arm(this, arm, base, learnt) for arm in arms}
         if until == "train":
             return folder
@@ -296,17 +295,12 @@ def _arm(this: Run, arm: Arm, named: tuple[str, str], learnt: Taught) -> Made:
     config, data = this.config, this.data
     base, identity = named
 
-    def planned(one: Arm) -> tuple[Course, list[Lesson]]:
-        kept = {} if one.arm == "label_only" else learnt.reasonings
-        taught = classifier.lessons(one.arm, learnt.rows, kept, learnt.weights)
-        return course(config, data.task, one.arm, base, one.train, learnt.rows), taught
-
-    plan, taught = planned(arm)
+    plan, taught = planned(this, arm, base, learnt)
     plan = tracked(this, plan)
     if arm.to is not None:
         steps = store.read_json(this.folder / arm.to / "train.json")["steps"]
         other = next(one for one in config.classifier.arms if one.name == arm.to)
-        plan = classifier.matched(plan, taught, arm.match, steps, planned(other))
+        plan = classifier.matched(plan, taught, arm.match, steps, planned(this, other, base, learnt))
     inputs = {
         "base": identity,
         "task": data.task,

@@ -34,7 +34,7 @@ def evaluated(
     kinds = {arm.name: arm.arm for arm in config.classifier.arms}
     dev: dict[str, evaluate.Answers] = {}
     test: dict[str, evaluate.Answers] = {}
-    notes = [*missing, *without(config)]
+    notes = [*missing, *_left_out(learnt.dropped), *without(config)]
     train = {name: store.read_json(made.folder / "train.json") for name, made in arms.items()}
     # All questions to one arm come one after another; no two models need to be in memory.
     opened = lru_cache(maxsize=1)(load)
@@ -193,16 +193,17 @@ def _answers(
 
 def _not_fitting(name: str, facts: Mapping[str, Any], answered: Mapping[str, int]) -> list[str]:
     """Say which texts an arm did not see whole: `facts` of its training, rows `answered` that were cut, by class."""
-    counted = (
-        ("train", facts["dropped"], "left out"),
-        ("train", facts["cut"], "cut in the middle"),
-        ("test", answered, "cut in the middle"),
-    )
     return [
-        f"{name}: {sum(by_class.values())} texts of {split} did not fit and were {how} ({_listed(by_class)})."
-        for split, by_class, how in counted
+        f"{name}: {sum(by_class.values())} texts of {split} did not fit and were cut in the middle "
+        f"({_listed(by_class)})."
+        for split, by_class in (("train", facts["cut"]), ("test", answered))
         if by_class
     ]
+
+
+def _left_out(dropped: Mapping[str, int]) -> list[str]:
+    count = f"{sum(dropped.values())} texts of train did not fit beside the answers of every arm"
+    return [f"{count} and were left out of all arms ({_listed(dropped)})."] if dropped else []
 
 
 def _listed(by_class: Mapping[str, int]) -> str:

@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from saywhy import classifier, controls, evaluate, reasonings
+from saywhy.config import Arm
+from saywhy.pipeline.measures import course
 from saywhy.pipeline.stage import Made, Run
-from saywhy.records import Row
+from saywhy.records import RequestError, Row
+from saywhy.train.folder import Course, Lesson, encode
 
 
 @dataclass(frozen=True)
 class Taught:
     """What the arms learn from: the rows, their reasonings, and how often a row counts where that is more than once.
 
-    `kept` are the reasonings that were kept; others may stand in for them in `reasonings`.
+    `kept` are the reasonings that were kept; others may stand in for them in `reasonings`. `dropped` counts by class
+    the rows that are in no arm because they do not fit.
     """
 
     rows: tuple[Row, ...]
     kept: Mapping[str, tuple[str, ...]]
     reasonings: Mapping[str, tuple[str, ...]]
     weights: Mapping[str, int]
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
-def lesson(this: Run, written: Made | None, base: tuple[str, str]) -> Taught:
+def lesson(this: Run, written: Made | None, base: tuple[str, str], arms: Sequence[Arm]) -> Taught:
     """Give all arms the same rows, as often as each other."""
     if written is None:
-        return Taught(this.data.train, {}, {}, {})
-    kept, rows, weights = weighed(this, written.folder)
-    return Taught(rows, kept, _taught_reasonings(this, rows, kept, base), weights)
+        learnt = Taught(this.data.train, {}, {}, {})
+    else:
+        kept, rows, weights = weighed(this, written.folder)
+        learnt = Taught(rows, kept, _taught_reasonings(this, rows, kept, base), weights)
+    return _fitting(this, learnt, base, arms) if this.config.data.on_overflow == "drop" else learnt
+
+
+def planned(this: Run, arm: Arm, base: str, learnt: Taught) -> tuple[Course, list[Lesson]]:
+    """Say how an arm is trained, and what it is taught."""
+    kept = {} if arm.arm == "label_only" else learnt.reasonings
+    taught = classifier.lessons(arm.arm, learnt.rows, kept, learnt.weights)
+    return course(this.config, this.data.task, arm.arm, base, arm.train, learnt.rows), taught
+
+
+def _fitting(this: Run, learnt: Taught, base: tuple[str, str], arms: Sequence[Arm]) -> Taught:
+    """Leave a row that does not fit beside the answers of one arm out of all: what they differ in is what they say."""
+    each = [{one.id for one in encode(*planned(this, arm, base[0], learnt)).lessons} for arm in arms]
+    fit = set.intersection(*each)
+    rows = tuple(row for row in learnt.rows if row.id in fit)
+    if not rows:
+        raise RequestError(
+            "data.on_overflow: no training row fits beside the answers of every arm; set it to cut, or take a base "
+            "with a larger context"
+        )
+    return replace(learnt, rows=rows, dropped=Counter(row.label or "" for row in learnt.rows if row.id not in fit))
 
 
 def weighed(this: Run, written: Path) -> tuple[dict[str, tuple[str, ...]], tuple[Row, ...], dict[str, int]]:
