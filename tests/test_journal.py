@@ -16,7 +16,7 @@ from saywhy import journal
 from saywhy.journal import Attempt
 from saywhy.records import RequestError, WorkError
 
-ANSWER = Attempt(b"k", "r1", "reasoner", 0, "because", True, 3, 9, 0.5, 0.01)
+ANSWER = Attempt(b"k", "r1", "reasoner", 0, "because", True, 3, 9, 0.5, 0.01, prompt_cut=True)
 
 
 def test_an_answer_is_found_by_its_key_with_all_it_has(tmp_path: Path) -> None:
@@ -103,6 +103,23 @@ def test_answers_are_taken_over_from_another_run_for_nothing(tmp_path: Path) -> 
         assert found[b"k"] == replace(ANSWER, seconds=0.0, cost=0.0) and set(found) == {b"k", b"own"}
         assert journal.figures(book, [b"f"]) == {b"f": {"support": 0.5}} and journal.failures(book) == {}
         assert journal.spent(book)["reasoner"]["cost"] == 2.0
+
+
+def test_a_journal_of_the_version_before_is_read_and_goes_on(tmp_path: Path) -> None:
+    for name in ("old", "other"):
+        with journal.opened(tmp_path / name) as book:
+            journal.keep(book, [replace(ANSWER, key=name.encode())])
+            book.execute("ALTER TABLE attempts DROP COLUMN prompt_cut")
+            book.execute("PRAGMA user_version = 1")
+            book.commit()
+    for _ in range(2):
+        with journal.opened(tmp_path / "old") as book:
+            journal.keep(book, [replace(ANSWER, key=b"new")])
+            journal.take_over(book, tmp_path / "other")
+            found = journal.answers(book, [b"old", b"new", b"other"])
+    cut = {key: one.prompt_cut for key, one in found.items()}
+    assert cut == {b"old": False, b"new": True, b"other": False}
+    assert {one.reasoning for one in found.values()} == {"because"}
 
 
 def test_what_is_no_journal_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -720,6 +720,18 @@ def test_hostile_rows_are_done_and_counted(tmp_path: Path) -> None:
     assert trained_on(done.folder / "reason_then_label")[train[6]["id"]] == [f"Label: {train[6]['label']}<eos>"]
 
 
+def test_what_the_reasoner_could_not_read_whole_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = toy.write_data(tmp_path / "data")
+    train = lines(data / "train.jsonl")
+    train[0]["text"] = LONG
+    toy.write_lines(data / "train.jsonl", train)
+    changes = toy.quick(reasonings__teacher="reasoner", reasoner__worked_cases={"data": "worked.jsonl"})
+    done = toy.run(data, tmp_path / "run", **changes)
+    line = f"reasoner: 1 texts of train did not fit and were cut in the middle where it wrote ({train[0]['label']} 1)."
+    assert line in done.metrics["notes"] and line in capsys.readouterr().err
+    assert done.metrics["reasonings"]["prompt_cut"] == {"reasoner": {train[0]["label"]: 1}}
+
+
 @pytest.mark.parametrize("way", ["drop", "error"])
 def test_texts_that_do_not_fit_are_dropped_or_refused_where_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str

@@ -635,7 +635,24 @@ def test_a_text_that_is_too_long_leaves_room_for_what_is_written(finished: toy.D
     assert encoder.prompt.room + len(encoder.before) + len(encoder.after) + 300 < 1024
     write_some = teacher(finished.folder / "reasoner", Sampling(temperature=0, max_tokens=300), 0, 4096)
     (draft,) = told(write_some, [asked_of({"id": "long", "text": "purrs " * 3000, "label": "cat"})])
-    assert draft.tokens <= 300
+    assert draft.tokens <= 300 and draft.prompt_cut
+    assert not told(write_some, [asked_of(toy.records()["train"][0])])[0].prompt_cut
+
+
+def test_texts_that_a_teacher_could_not_read_whole_are_counted_by_class(tmp_path: Path) -> None:
+    """Each once, however many candidates it has, and also where the answers come from the journal."""
+
+    def say(q: Question) -> Draft:
+        return Draft(f"w {q.index}", prompt_cut=q.row_id in ("r0", "r1", "r4"))
+
+    for _ in range(2):
+        write(tmp_path, [writer("w", say), writer("whole", says("whole"))], candidates=2)
+        found = reasonings.summary(tmp_path / "reasonings")
+        assert found["prompt_cut"] == {"w": {"a": 2, "b": 1}}
+        again(tmp_path)
+    assert reasonings.unread(found) == [
+        "w: 3 texts of train did not fit and were cut in the middle where it wrote (a 2, b 1)."
+    ]
 
 
 def test_lessons_of_the_config_are_its_worked_cases(finished: toy.Done) -> None:

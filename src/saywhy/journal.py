@@ -22,16 +22,19 @@ Journal = sqlite3.Connection
 FILE = "answers.sqlite"
 # SQLite takes at least as many variables in one statement.
 AT_ONCE = 900
-VERSION = 1
+VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempts (
     number INTEGER PRIMARY KEY, key BLOB NOT NULL, row_id TEXT NOT NULL, teacher TEXT NOT NULL,
     candidate INTEGER NOT NULL, reasoning TEXT NOT NULL, cut INTEGER NOT NULL, tokens INTEGER NOT NULL,
-    prompt_tokens INTEGER NOT NULL, seconds REAL NOT NULL, cost REAL, failed TEXT NOT NULL, at TEXT NOT NULL);
+    prompt_tokens INTEGER NOT NULL, seconds REAL NOT NULL, cost REAL, failed TEXT NOT NULL, prompt_cut INTEGER NOT NULL,
+    at TEXT NOT NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS answers ON attempts (key) WHERE failed = '';
 CREATE TABLE IF NOT EXISTS figures (key BLOB PRIMARY KEY, figures TEXT NOT NULL) WITHOUT ROWID;
 """
-_COLUMNS = "key, row_id, teacher, candidate, reasoning, cut, tokens, prompt_tokens, seconds, cost, failed"
+_COLUMNS = "key, row_id, teacher, candidate, reasoning, cut, tokens, prompt_tokens, seconds, cost, failed, prompt_cut"
+# What journals of version 1 lack.
+_ADDED = "ALTER TABLE attempts ADD COLUMN prompt_cut INTEGER NOT NULL DEFAULT 0;"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Attempt:
     seconds: float = 0.0
     cost: float | None = None
     failed: str = ""
+    prompt_cut: bool = False
 
 
 @contextmanager
@@ -65,13 +69,12 @@ def opened(path: Path) -> Iterator[Journal]:
             # What is committed survives a killed process; only a power cut may lose the last answers.
             journal.execute("PRAGMA synchronous = NORMAL")
             found = journal.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, VERSION):
+            if found not in (0, 1, VERSION):
                 raise RequestError(
                     f"{path}: is a journal of another version ({found}); move it away to begin a new one"
                 )
-            with journal:
-                journal.executescript(_SCHEMA)
-                journal.execute(f"PRAGMA user_version = {VERSION}")
+            added = _ADDED if found == 1 else ""
+            journal.executescript(f"BEGIN; {added} {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
         with _errors(path):
             yield journal
     finally:
@@ -99,10 +102,12 @@ def take_over(journal: Journal, other: Path) -> None:
     """
     names = [name.strip() for name in f"{_COLUMNS}, at".split(",")]
     free = {"seconds": "0.0", "cost": "CASE WHEN cost IS NULL THEN NULL ELSE 0.0 END"}
-    taken = ", ".join(free.get(name, name) for name in names)
     with suppress(sqlite3.DatabaseError):
         journal.execute("ATTACH DATABASE ? AS other", (str(other),))
         try:
+            if journal.execute("PRAGMA other.user_version").fetchone()[0] == 1:
+                free["prompt_cut"] = "0"
+            taken = ", ".join(free.get(name, name) for name in names)
             with journal:
                 journal.execute(
                     f"INSERT OR IGNORE INTO attempts ({', '.join(names)}) SELECT {taken} FROM other.attempts "
@@ -133,7 +138,7 @@ def keep(journal: Journal, attempts: Sequence[Attempt]) -> None:
     rows = [(*astuple(replace(a, reasoning=_plain(a.reasoning), failed=_plain(a.failed))), at) for a in attempts]
     with journal:
         journal.executemany(
-            f"INSERT OR IGNORE INTO attempts ({_COLUMNS}, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+            f"INSERT OR IGNORE INTO attempts ({_COLUMNS}, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
         )
 
 
@@ -144,7 +149,7 @@ def answers(journal: Journal, keys: Sequence[bytes]) -> dict[bytes, Attempt]:
         marks = ", ".join("?" * len(some))
         query = f"SELECT {_COLUMNS} FROM attempts WHERE failed = '' AND key IN ({marks})"
         for row in journal.execute(query, some):
-            found[row[0]] = replace(Attempt(*row), cut=bool(row[5]))
+            found[row[0]] = replace(Attempt(*row), cut=bool(row[5]), prompt_cut=bool(row[11]))
     return found
 
 

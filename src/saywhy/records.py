@@ -93,8 +93,8 @@ class Figures:
 class Candidate:
     """One reasoning written for one row, with its figures and the verdict of the checks.
 
-    `cut` says that the writer reached its limit before it ended, `prompt_hash` what it was asked. `dropped_because` is
-    "" for a kept candidate.
+    `cut` says that the writer reached its limit before it ended, `prompt_hash` what it was asked, and `prompt_cut` that
+    it could not read all of that. `dropped_because` is "" for a kept candidate.
     """
 
     row_id: str
@@ -104,6 +104,7 @@ class Candidate:
     cut: bool = False
     tokens: int = 0
     prompt_hash: str = ""
+    prompt_cut: bool = False
     figures: Figures = Figures()
     dropped_because: str = ""
 

@@ -32,7 +32,7 @@ from saywhy.records import RequestError, WorkError
 
 # The number goes up when a stage's outputs change their form or meaning: what an older version wrote is then redone.
 FORMATS = {
-    "base": 1, "reasoner": 1, "reasonings": 2, "scorer": 1, "classifier": 1, "predictions": 2, "answers": 1,
+    "base": 1, "reasoner": 1, "reasonings": 3, "scorer": 1, "classifier": 1, "predictions": 2, "answers": 1,
     "probes": 1, "metrics": 1,
 }  # fmt: skip
 

@@ -217,7 +217,7 @@ def _write(this: Run, out: Path, job: reasonings.Job, book: Journal) -> None:
     for line in reckoned(this.config, this.data):
         say(line)
     told = reasonings.write(out, job, book, partial(measured, this, job, book))
-    for line in reasonings.lines(told):
+    for line in [*reasonings.lines(told), *reasonings.unread(told)]:
         say(line)
     for name, taken in journal.spent(book).items():
         say(reasonings.spent_line(name, taken))

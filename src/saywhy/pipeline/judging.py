@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from saywhy import classifier, evaluate, store
+from saywhy import classifier, evaluate, reasonings, store
 from saywhy.config import Config, needed_base
 from saywhy.data import fingerprint
 from saywhy.pipeline.floors import floors, without
@@ -61,6 +61,7 @@ def evaluated(
     if path.exists() and store.read_json(path).get("stamp") == stamp:
         say("metrics.json: done before, not repeated")
         return path
+    about = told(this, written, learnt)
     document = evaluate.metrics_json(
         task=data.task,
         dev=dev,
@@ -73,8 +74,8 @@ def evaluated(
         recommend_by=config.recommend_by,
         resamples=config.evaluate.bootstrap,
         kinds=kinds,
-        reasonings=told(this, written, learnt),
-        notes=[*notes, *idle],
+        reasonings=about,
+        notes=[*notes, *([] if about is None else reasonings.unread(about)), *idle],
         probes=probes,
         abstain_below=config.evaluate.abstain_below,
         tokens=config.evaluate.budget.tokens_per_row,

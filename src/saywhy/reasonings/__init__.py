@@ -2,7 +2,7 @@
 
 from saywhy.reasonings.asking import NOT_ANSWERED, begun_once
 from saywhy.reasonings.judging import Measure, Measured, measures
-from saywhy.reasonings.parts import kept_weights, lines, read_kept, samples, short_of, spent_line, summary
+from saywhy.reasonings.parts import kept_weights, lines, read_kept, samples, short_of, spent_line, summary, unread
 from saywhy.reasonings.writing import Job, first_drafts, write
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "short_of",
     "spent_line",
     "summary",
+    "unread",
     "write",
 ]

@@ -112,8 +112,10 @@ def _attempt(writer: Writer, question: Question, key: bytes, draft: Draft) -> At
         draft.seconds,
         draft.cost,
         draft.failed,
+        draft.prompt_cut,
     )
 
 
 def _draft(found: Attempt) -> Draft:
-    return Draft(found.reasoning, found.cut, found.tokens, found.prompt_tokens, found.seconds, found.cost)
+    told = (found.reasoning, found.cut, found.tokens, found.prompt_tokens, found.seconds, found.cost)
+    return Draft(*told, prompt_cut=found.prompt_cut)

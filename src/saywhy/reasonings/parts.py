@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("sampling", pa.string()),
         ("tokens", pa.int64()),
         ("cut", pa.bool_()),
+        ("prompt_cut", pa.bool_()),
         *((name, _TYPES.get(name, pa.float64())) for name in FIGURES),
         ("kept", pa.bool_()),
         ("dropped_because", pa.string()),
@@ -70,6 +71,7 @@ def write_part(
             "sampling": drawn[one.teacher],
             "tokens": one.tokens,
             "cut": one.cut,
+            "prompt_cut": one.prompt_cut,
             **asdict(one.figures),
             "kept": one.kept,
             "dropped_because": one.dropped_because,
@@ -108,19 +110,24 @@ def short_of(
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Count rows, candidates and what was kept or dropped, by reason, by class and by teacher; average the figures."""
+    """Count rows, candidates and what was kept or dropped, by reason, by class and by teacher; average the figures.
+
+    `prompt_cut` counts by teacher and class the rows that a teacher could not read whole.
+    """
     dropped: Counter[str] = Counter()
     classes: dict[str, Counter[str]] = defaultdict(Counter)
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     teachers: dict[str, Counter[str]] = defaultdict(Counter)
+    halved: dict[str, Counter[str]] = defaultdict(Counter)
     totals: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     candidates = kept = rows = without = 0
     measured = [name for name in FIGURES if name != "wins"]
-    columns = ["id", "label", "teacher", "kept", "dropped_because", *measured]
+    columns = ["id", "label", "teacher", "prompt_cut", "kept", "dropped_because", *measured]
     for part in _parts(folder, columns):
         had: dict[str, bool] = {}
         label_of: dict[str, str] = {}
+        shortened: set[tuple[str, str]] = set()
         for record in part:
             label, verdict = record["label"] or "", record["kept"]
             had[record["id"]] = had.get(record["id"], False) or verdict
@@ -130,6 +137,8 @@ def summary(folder: Path) -> dict[str, Any]:
             classes[label]["kept"] += verdict
             teachers[record["teacher"]]["candidates"] += 1
             teachers[record["teacher"]]["kept"] += verdict
+            if record["prompt_cut"]:
+                shortened.add((record["teacher"], record["id"]))
             if not verdict:
                 dropped[record["dropped_because"]] += 1
                 reasons[label][record["dropped_because"]] += 1
@@ -138,6 +147,8 @@ def summary(folder: Path) -> dict[str, Any]:
                     totals[verdict][name] += record[name]
                     counts[verdict][name] += 1
         rows, without = rows + len(had), without + sum(not one for one in had.values())
+        for teacher, name in shortened:
+            halved[teacher][label_of[name]] += 1
         for name, one in had.items():
             classes[label_of[name]]["rows"] += 1
             classes[label_of[name]]["without"] += not one
@@ -154,6 +165,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "rows_without": without,
         "by_class": by_class,
         "by_teacher": {name: dict(count) for name, count in sorted(teachers.items())},
+        "prompt_cut": {name: dict(sorted(count.items())) for name, count in sorted(halved.items())},
         "figures": {
             name: {
                 which: totals[verdict][name] / counts[verdict][name] if counts[verdict][name] else None
@@ -200,6 +212,15 @@ def lines(told: Mapping[str, Any]) -> list[str]:
             f"{_cell(cell):>{max(8, len(str(head)[:16]))}}" for cell, head in zip(cells, rows[0][1], strict=True)
         )
         for name, cells in rows
+    ]
+
+
+def unread(told: Mapping[str, Any]) -> list[str]:
+    """Say of each teacher, in a sentence, how many texts it could not read whole, by class."""
+    return [
+        f"{teacher}: {sum(by_class.values())} texts of train did not fit and were cut in the middle where it wrote "
+        f"({', '.join(f'{label} {count}' for label, count in by_class.items())})."
+        for teacher, by_class in told["prompt_cut"].items()
     ]
 
 

@@ -192,6 +192,7 @@ def _candidate(writer: Writer, question: Question, draft: Draft) -> Candidate:
         draft.cut,
         draft.tokens,
         prompt_hash=store.hash_of(question.pieces),
+        prompt_cut=draft.prompt_cut,
         dropped_because=NOT_ANSWERED if draft.failed else "",
     )
 

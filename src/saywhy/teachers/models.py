@@ -26,9 +26,10 @@ def local(lm: LM, sampling: SamplingConfig, seed: int, budget: int) -> Teacher:
     opening = part_ids(encoder, Part("cue", REASONING_CUE, ""))
 
     def write(questions: Sequence[Question]) -> Iterator[tuple[int, Draft]]:
-        asked = []
+        asked, cut = [], []
         for q in questions:
-            head, _ = prompt_ids(encoder, q.pieces)
+            head, was_cut = prompt_ids(encoder, q.pieces)
+            cut.append(was_cut)
             ids = np.array([*head, *opening], dtype=np.int64)
             asked.append(Asked(ids, draws(sampling.max_tokens, seed, q.row_id, q.index)))
         drawing = Sampling(sampling.temperature, sampling.top_p)
@@ -38,7 +39,10 @@ def local(lm: LM, sampling: SamplingConfig, seed: int, budget: int) -> Teacher:
             seconds = (time.monotonic() - began) / len(batch)
             for at, one in batch:
                 text = paragraph(decode(encoder, one.ids))
-                yield at, Draft(text, not one.ended, len(one.ids), len(asked[at].ids), seconds)
+                yield (
+                    at,
+                    Draft(text, not one.ended, len(one.ids), len(asked[at].ids), seconds, prompt_cut=cut[at]),
+                )
             began = time.monotonic()
 
     return write

@@ -23,9 +23,10 @@ class Question:
 class Draft:
     """One attempt of a teacher: a paragraph, or why there is none.
 
-    `cut` says that it reached its limit before it ended. `tokens` were written and `prompt_tokens` read, `seconds` it
-    took, and `cost` is in the currency of the price, None where nobody reckons it. `failed` is "" for an answer;
-    a failure is `final` where the same question would end alike, as one does that a filter stops.
+    `cut` says that it reached its limit before it ended, `prompt_cut` that the teacher could not read all it was shown.
+    `tokens` were written and `prompt_tokens` read, `seconds` it took, and `cost` is in the currency of the price, None
+    where nobody reckons it. `failed` is "" for an answer; a failure is `final` where the same question would end alike,
+    as one does that a filter stops.
     """
 
     reasoning: str
@@ -36,6 +37,7 @@ class Draft:
     cost: float | None = None
     failed: str = ""
     final: bool = False
+    prompt_cut: bool = False
 
 
 # Some questions that are asked together.
