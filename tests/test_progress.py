@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from saywhy import progress
@@ -23,6 +25,19 @@ def test_what_another_run_did_is_in_no_rate(clock: list[float], capsys: pytest.C
     assert capsys.readouterr().err == (
         "written: 901000 of 1000000 rows, 50.0/s, 200 tokens/s, 20 s, 1980 s left kept 90%\n"
     )
+
+
+def test_neither_is_it_in_the_time_left_of_a_bar(
+    clock: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    with progress.track("written", 1_000_000, "rows") as advance:
+        advance(900_000, 0, "", before=True)
+        clock[0] = 20.0
+        advance(1_000, 4_000, "kept 90%")
+    shown = capsys.readouterr().err
+    assert "901000/1000000" in shown and "50.0/s" in shown and "kept 90%" in shown and "0:33:00 left" in shown
 
 
 def test_nothing_is_said_to_be_left_before_anything_is_done(

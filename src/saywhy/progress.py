@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -59,19 +60,23 @@ def _bar(unit: str) -> Progress:
         MofNCompleteColumn(),
         TextColumn(f"{unit} {{task.fields[rate]}} {{task.fields[note]}}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        # Not rich's own time left, which takes what another run did for this one's pace.
+        TextColumn("{task.fields[left]}"),
         console=Console(stderr=True),
     )
 
 
 def _on_terminal(progress: Progress, title: str, total: int | None) -> Advance:
-    bar = progress.add_task(title, total=total, rate="", note="")
-    rates = _rates()
+    bar = progress.add_task(title, total=total, rate="", note="", left="")
+    rates, count = _rates(), 0
 
     def advance(done: int, tokens: float, note: str, before: bool = False) -> None:
-        _, _, rate = rates(0 if before else done, tokens)
-        progress.update(bar, advance=done, rate=rate, note=note)
+        nonlocal count
+        count += done
+        new, took, rate = rates(0 if before else done, tokens)
+        seconds = _left(total, count, new, took)
+        left = "" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
+        progress.update(bar, completed=count, rate=rate, note=note, left=left)
 
     return advance
 
@@ -90,11 +95,18 @@ def _in_lines(title: str, total: int | None, unit: str) -> Advance:
         if total is None:
             say(f"{title}: {count} {unit}, {rate}, {took:.0f} s {note}".rstrip())
         else:
-            # Nobody knows how long what is left will take before something is done.
-            left = f", {took / max(new, 1) * (total - count):.0f} s left" if new or count >= total else ""
+            seconds = _left(total, count, new, took)
+            left = "" if seconds is None else f", {seconds:.0f} s left"
             say(f"{title}: {count} of {total} {unit}, {rate}, {took:.0f} s{left} {note}".rstrip())
 
     return advance
+
+
+def _left(total: int | None, count: int, new: int, took: float) -> float | None:
+    """Give the seconds that what is left will take; nobody knows before something is done."""
+    if total is None or (not new and count < total):
+        return None
+    return took / max(new, 1) * (total - count)
 
 
 def _rates() -> Callable[[int, float], tuple[int, float, str]]:
