@@ -233,7 +233,7 @@ def records_of(path: Path) -> list[dict[str, Any]]:
 class Server:
     """A server that answers from the text alone; it keeps count of what it was asked and is told how to fail."""
 
-    def __init__(self, says: Callable[[str, Question], str | None]) -> None:
+    def __init__(self, says: Callable[[str, Question], str | Draft | None]) -> None:
         self.says = says
         self.asked: Counter[tuple[str, tuple[str, ...], int]] = Counter()
         self.instructions: list[str] = []
@@ -250,7 +250,10 @@ class Server:
                 if self.dies_at and self.asked.total() == self.dies_at:
                     raise KeyboardInterrupt
                 text = self.says(instruction, question)
-                yield at, Draft("", failed="hung up") if text is None else Draft(text, tokens=5)
+                if isinstance(text, Draft):
+                    yield at, text
+                else:
+                    yield at, Draft("", failed="hung up") if text is None else Draft(text, tokens=5)
 
         return write
 
@@ -435,6 +438,27 @@ def test_unreadable_answers_are_counted_asked_again_and_never_voted(
     ]
     tries = Counter("".join(pieces)[0] for _, pieces, _ in server.asked)
     assert (tries["0"], tries["1"], tries["3"]) == (3, 2, 1)
+
+
+def test_texts_that_a_server_refuses_are_put_once_a_run_and_end_none(
+    tmp_path: Path, base: Path, serve: Callable[..., Server]
+) -> None:
+    """More of them than a server that never answered would be asked, and in a later run they are all that is asked."""
+
+    def says(instruction: str, question: Question) -> str | Draft:
+        number = int("".join(question.pieces).split()[0])
+        if number % 2 and number < 60:
+            return Draft("", failed="refused the question (400)", final=True, doubtful=True)
+        return right(instruction, question)
+
+    server = serve(says)
+    write_texts(tmp_path, [f"{number} it barks" for number in range(70)])
+    for run in (1, 2):
+        path, counted = label(told(tmp_path, base, label__prompts="reason_then_label", **API), overwrite=run == 2)
+        assert {row["number"] for row in records_of(path)} == set(range(70)) - set(range(1, 60, 2))
+        assert counted["without"] == 30
+        tries = {int("".join(pieces).split()[0]): count for (_, pieces, _), count in server.asked.items()}
+        assert tries == {number: run if number % 2 and number < 60 else 1 for number in range(70)}
 
 
 def test_a_row_that_nobody_could_label_is_no_silent_vote(

@@ -259,6 +259,46 @@ def test_what_would_fail_again_is_put_once_a_run(tmp_path: Path) -> None:
         again(tmp_path)
 
 
+MANY = tuple(Row(f"r{i}", f"text {i}", "ab"[i % 2]) for i in range(60))
+
+
+def refusing(names: set[str]) -> Says:
+    def say(q: Question) -> Draft:
+        if q.row_id in names:
+            return Draft("", failed="refused the question (400): strange words", final=True, doubtful=True)
+        return Draft(f"said {q.row_id} {q.index}")
+
+    return say
+
+
+def remote(name: str, say: Says, asked: list[str] | None = None) -> Writer:
+    return reasonings.begun_once(writer(name, say, asked, remote=True))
+
+
+def test_a_teacher_that_never_answers_is_asked_about_few_rows(tmp_path: Path) -> None:
+    asked: list[str] = []
+    everything = {row.id for row in MANY}
+    with pytest.raises(WorkError, match=r"w: no answer to any of the first 20 rows.*strange words; see how it is set"):
+        write(tmp_path, [remote("w", refusing(everything), asked)], rows=MANY, candidates=4)
+    assert len({one.split()[0] for one in asked}) == 20
+    # Of few rows each has its reason.
+    with pytest.raises(WorkError, match="Mostly there was no answer: refused the question"):
+        write(tmp_path, [remote("w", refusing(everything))], rows=MANY[:9])
+
+
+@pytest.mark.parametrize("refused", [range(5), range(10, 55), range(0, 60, 2)], ids=["first", "most", "every second"])
+def test_rows_that_are_refused_do_not_end_it_now_or_after_a_kill(tmp_path: Path, refused: Sequence[int]) -> None:
+    """Where it goes on after a kill only these are asked, and in a retry too: more in a row than anyone would count."""
+    names = {f"r{i}" for i in refused}
+    for run in range(3):
+        asked: list[str] = []
+        rows = write(tmp_path, [remote("w", refusing(names), asked)], rows=MANY, candidates=4)
+        assert {row["id"] for row in rows if row["kept"]} == {row.id for row in MANY} - names
+        assert len(asked) == len(set(asked))
+        assert run == 0 or {one.split()[0] for one in asked} == names
+        again(tmp_path)
+
+
 def test_failures_are_recorded_and_asked_again(tmp_path: Path) -> None:
     asked: list[str] = []
     rows = write(
@@ -293,8 +333,8 @@ def test_a_remote_answer_is_kept_before_the_next_one_comes(tmp_path: Path) -> No
             raise KeyboardInterrupt
         return Draft(f"said {q.row_id}")
 
-    # Longer questions are asked first: r0, r2 and r4, whose label has a description, then r1.
-    for remote, held in ((True, 4), (False, 0)):
+    # A remote teacher is asked in the order of the rows.
+    for remote, held in ((True, 3), (False, 0)):
         folder = tmp_path / str(remote)
         folder.mkdir()
         with pytest.raises(KeyboardInterrupt):

@@ -96,7 +96,9 @@ def label(config: Config, output: Path | None = None, overwrite: bool = False) -
     book_path = path.with_name(JOURNAL.format(path.name))
     with opened(path), journal.opened(book_path) as book:
         for name in settings.teachers:
-            _ask_all(job, book, name, seen)
+            # A model leaves the memory before the next one's comes; a server is who it was.
+            own = [one for one in voters if one.teacher == name]
+            _ask_all(job, book, name, own if own[0].writer.remote else _voters(job, name), seen)
 
         def answered(rows: Sequence[Row]) -> tuple[Any, float, bool]:
             answers = _answers(job, book, voters, rows)
@@ -206,9 +208,8 @@ def _column_names(config: Config, seen: Seen) -> tuple[str, ...]:
     return names
 
 
-def _ask_all(job: _Job, book: Journal, name: str, seen: Seen) -> None:
-    """Let one teacher answer all texts with all prompts; its model leaves the memory before the next one's comes."""
-    voters = _voters(job, name)
+def _ask_all(job: _Job, book: Journal, name: str, voters: Sequence[_Voter], seen: Seen) -> None:
+    """Let one teacher answer all texts with all prompts."""
     with track(f"label: {name}", seen.rows * len(voters), "answers") as advance:
         table = open_table(job.settings.data, job.config.folder)
         for _, rows in slices(table, job.config.task):

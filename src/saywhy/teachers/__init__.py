@@ -2,6 +2,6 @@
 
 from saywhy.teachers.brought import given
 from saywhy.teachers.models import local
-from saywhy.teachers.shape import Answered, Draft, Group, Question, Teacher, Writer, paragraph
+from saywhy.teachers.shape import Answered, Draft, Group, Memory, Question, Teacher, Writer, paragraph
 
-__all__ = ["Answered", "Draft", "Group", "Question", "Teacher", "Writer", "given", "local", "paragraph"]
+__all__ = ["Answered", "Draft", "Group", "Memory", "Question", "Teacher", "Writer", "given", "local", "paragraph"]

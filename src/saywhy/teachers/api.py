@@ -40,7 +40,7 @@ class _Manner:
     """What a teacher has learnt about its server: it outlives a call, since rows come in portions.
 
     `names` leads from our parameters to the server's, without those that it will not have. `failing` counts the
-    questions in a row that got no answer at all, `answers` says that there was one.
+    questions in a row to which nothing came back, `answers` says that there was an answer.
     """
 
     names: dict[str, str]
@@ -189,10 +189,10 @@ async def _ask(call: _Call, client: openai.AsyncOpenAI, at: int, question: Quest
     for tried in range(1, tries + 1):
         began = time.monotonic()
         reply = await _attempt(call, client, question)
-        final = reply.fate in ("row", "nothing")
-        draft = replace(reply.draft, seconds=time.monotonic() - began, final=final)
+        final, doubtful = reply.fate in ("row", "nothing"), reply.fate == "nothing"
+        draft = replace(reply.draft, seconds=time.monotonic() - began, final=final, doubtful=doubtful)
         call.news.put((at, draft))
-        if reply.fate == "end" and reply.error is not None and not call.end.done():
+        if reply.error is not None and not call.end.done():
             call.end.set_result(reply.error)
         if reply.fate != "again" or tried == tries or call.end.done():
             _count(call, reply)
@@ -208,16 +208,16 @@ async def _ask(call: _Call, client: openai.AsyncOpenAI, at: int, question: Quest
 
 
 def _count(call: _Call, reply: Reply) -> None:
-    """Count questions in a row that nothing came of, and end the work when they are too many."""
+    """Count questions in a row to which nothing came back, and end the work when they are too many."""
     call.manner.answers = call.manner.answers or reply.fate == "answer"
-    call.manner.failing = call.manner.failing + 1 if reply.fate in ("again", "nothing") else 0
+    call.manner.failing = call.manner.failing + 1 if reply.fate == "again" else 0
     if call.manner.failing >= FAILURES_IN_A_ROW and not call.end.done():
-        gone = WorkError(
-            f"{call.address.url} gave no answer to {call.manner.failing} questions in a row, the last time because "
-            f"of this: {reply.draft.failed}. Answers so far are kept: run again once it works"
+        call.end.set_result(
+            WorkError(
+                f"{call.address.url} gave no answer to {call.manner.failing} questions in a row, the last time because "
+                f"of this: {reply.draft.failed}. Answers so far are kept: run again once it works"
+            )
         )
-        # A server that never answered is asked wrongly; one that did may have changed its mind.
-        call.end.set_result(gone if call.manner.answers else reply.error or gone)
 
 
 async def _attempt(call: _Call, client: openai.AsyncOpenAI, question: Question) -> Reply:

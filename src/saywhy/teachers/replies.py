@@ -40,7 +40,7 @@ UNSUPPORTED = re.compile(
     r"support|unknown|unrecogni[sz]ed|unexpected|extra|permitted|allowed|cannot|can't", re.IGNORECASE
 )
 
-# "row": only this row is the matter. "nothing": the server works and says nothing. "again": worth another attempt.
+# "row": only this row is the matter. "nothing": that, or the server is asked wrongly. "again": worth another attempt.
 Fate = Literal["answer", "row", "nothing", "again", "end"]
 
 
@@ -48,8 +48,7 @@ Fate = Literal["answer", "row", "nothing", "again", "end"]
 class Reply:
     """One attempt as a draft, and what follows from it.
 
-    `wait` is how many seconds the server asks to be left alone, None where it says nothing. `error` ends the work: at
-    once where the fate is "end", else where too many questions in a row have it.
+    `wait` is how many seconds the server asks to be left alone, None where it says nothing. `error` ends the work.
     """
 
     draft: Draft
@@ -155,8 +154,7 @@ def read_refusal(
         return Reply(Draft("", failed=f"the server's content filter refused the prompt: {said}"), fate)
     if status in (400, 422) or (answers and status == 403):
         # Whether the question or the settings are wrong, only the next questions tell.
-        error = RequestError(f"{url} refuses what it is asked ({status}): {said}; see {place} and sampling")
-        return Reply(Draft("", failed=f"the server refused the question ({status}): {said}"), "nothing", error=error)
+        return Reply(Draft("", failed=f"{url} refused the question ({status}): {said}"), "nothing")
     if status == 403:
         env = address.api.key_env
         return _end(RequestError(f"{url} forbids this (403): {said}; the key is the one in {env}"))

@@ -26,7 +26,7 @@ class Draft:
     `cut` says that it reached its limit before it ended, `prompt_cut` that the teacher could not read all it was shown.
     `tokens` were written and `prompt_tokens` read, `seconds` it took, and `cost` is in the currency of the price, None
     where nobody reckons it. `failed` is "" for an answer; a failure is `final` where the same question would end alike,
-    as one does that a filter stops.
+    as one does that a filter stops, and `doubtful` where it may be the teacher that is asked wrongly.
     """
 
     reasoning: str
@@ -37,6 +37,7 @@ class Draft:
     cost: float | None = None
     failed: str = ""
     final: bool = False
+    doubtful: bool = False
     prompt_cut: bool = False
 
 
@@ -49,6 +50,20 @@ Teacher = Callable[[Group], Iterator[tuple[int, Draft]]]
 Answered = tuple[int, list[tuple[int, Draft]]]
 
 
+@dataclass
+class Memory:
+    """What a run learns of a teacher while it asks it.
+
+    `given_up` holds the journal's keys of questions that failed finally: they may cost money, and are put again by the
+    next run, not by this one. `answered` says that the teacher has given an answer, to this run or an earlier one;
+    until then `refused` are the rows of doubtful failures.
+    """
+
+    given_up: set[bytes] = field(default_factory=set)
+    answered: bool = False
+    refused: set[str] = field(default_factory=set)
+
+
 @dataclass(frozen=True)
 class Writer:
     """A teacher under its name, not yet begun: `begin` loads a model or connects, and gives the teacher.
@@ -57,8 +72,7 @@ class Writer:
     seed), as plain values. `at_once` questions are asked together; of a `remote` one, which may cost money, only those
     without an answer are asked, and each answer is kept before the next. What is `given` came with the rows: it is
     asked for one candidate. `spread`, where there is one, puts groups to teachers begun elsewhere, and gives what they
-    answer as it comes; nobody calls `begin` then. `given_up` holds the journal's keys of questions that failed finally:
-    they may cost money, and are put again by the next run, not by this one.
+    answer as it comes; nobody calls `begin` then. `memory` is what is learnt of it on the way.
     """
 
     name: str
@@ -69,7 +83,7 @@ class Writer:
     given: bool = False
     sampling: Mapping[str, object] = field(default_factory=dict)
     spread: Callable[[Sequence[Group]], Iterator[Answered]] | None = None
-    given_up: set[bytes] = field(default_factory=set, compare=False)
+    memory: Memory = field(default_factory=Memory, compare=False)
 
 
 def paragraph(text: str) -> str:
