@@ -148,11 +148,11 @@ def test_what_it_will_take_is_said_before() -> None:
     found = estimate(asked, "Explain.", SAMPLING, Price(input=1e6, output=2e6))
     assert (found.requests, found.prompt_tokens, found.tokens) == (3, 3 * (2 + 3), 60)
     assert found.cost == 15 + 120
-    assert found.sentence == (
+    assert found.sentence() == (
         "3 requests, about 15 tokens of prompts (four characters a token), at most 60 tokens written, "
         "at most 135.00 in the currency of the price"
     )
     counted = estimate(iter(asked), "Explain.", SAMPLING, None, count=len)
     assert (counted.prompt_tokens, counted.cost) == (3 * (8 + 9), None)
-    assert "about" not in counted.sentence
-    assert "no price is set" in counted.sentence
+    assert "about" not in counted.sentence()
+    assert "no price is set" in counted.sentence()

@@ -65,3 +65,13 @@ def test_what_a_teacher_took_is_said() -> None:
         "api: 12 attempts, 2 of them failed, 20,000 tokens read and 1,500 written, 61 s together, at a cost of 0.46"
     )
     assert spent_line("reasoner", {**taken, "cost": None}).endswith("61 s together")
+
+
+def test_the_end_is_said_once(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.track("label: api", 2, "answers") as advance:
+        advance(2, 0, "")
+        for _ in range(5):
+            advance(0, 9, "")
+        clock[0] = 16.0
+        advance(0, 9, "")
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["label: api: 2 of 2 answers"] * 2

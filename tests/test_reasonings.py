@@ -410,6 +410,49 @@ def test_several_teachers_are_merged_by_one(tmp_path: Path) -> None:
     )
 
 
+def both(first: str, second: str) -> list[Writer]:
+    """Two that bring a reasoning for every row, and nothing more when they are asked again."""
+    each = [brought({row.id: f"{text} of {row.id}" for row in ROWS}) for text in (first, second)]
+    return [each[0], replace(each[1], name="file")]
+
+
+def test_a_merger_is_asked_again_where_nothing_of_it_is_kept(tmp_path: Path) -> None:
+    asked: list[str] = []
+    merging = writer("merge:m", lambda q: Draft(f"sorry {q.index}" if q.index < 2 else f"made {q.index}"), asked)
+    rows = write(tmp_path, both("one", "two"), [about("sorry")], merger=merging, candidates=4)
+    assert sorted(asked) == sorted(f"{row.id} {k}" for row in ROWS for k in range(3))
+    assert {(row["reasoning"], row["index"]) for row in rows if row["kept"]} == {("made 2", 2)}
+    # What was merged stands there once, however often it was shown.
+    assert sum(row["dropped_because"] == "merged" for row in rows) == 2 * len(ROWS)
+
+
+def test_what_was_merged_is_judged_where_no_merged_one_is_kept(tmp_path: Path) -> None:
+    merging = writer("merge:m", lambda q: Draft("sorry"))
+    measured = judging.Measured("s", lambda: lambda pairs: [Figures(support=float("two" in text)) for _, text in pairs])
+    rows = write(tmp_path, both("one", "two"), [about("sorry")], merger=merging, measured=measured)
+    assert reasonings.read_kept(tmp_path / "reasonings") == {row.id: (f"two of {row.id}",) for row in ROWS}
+    assert {row["dropped_because"] for row in rows} == {"", "enough_kept", "about_sorry"}
+
+
+def test_what_a_merger_did_not_answer_stands_unmerged_until_it_does(tmp_path: Path) -> None:
+    merging = writer("merge:m", lambda q: Draft("", failed="timeout"), remote=True)
+    rows = write(tmp_path, both("one", "two"), merger=merging)
+    assert {row["reasoning"] for row in rows if row["kept"]} == {f"one of {row.id}" for row in ROWS}
+    rows = write(tmp_path, both("one", "two"), merger=writer("merge:m", says("m"), remote=True))
+    assert {row["reasoning"] for row in rows if row["kept"]} == {f"m {row.id} 0" for row in ROWS}
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_progress_ends_also_where_few_are_merged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: bool
+) -> None:
+    others = [brought({"r0": "a column"})]
+    others.append(replace(brought({"r0": "a file"}), name="file") if given else writer("w", says("w")))
+    write(tmp_path, others, merger=writer("merge:m", says("m")), candidates=2, checks=[])
+    total = 15 if given else 5 + 10 + 10
+    assert f"reasonings: written: {total} of {total} candidates" in capsys.readouterr().err
+
+
 def test_progress_counts_what_a_merger_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars: dict[str, list[float]] = {}
 

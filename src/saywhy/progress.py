@@ -82,16 +82,18 @@ def _on_terminal(progress: Progress, title: str, total: int | None) -> Advance:
 
 
 def _in_lines(title: str, total: int | None, unit: str) -> Advance:
-    rates, last, count = _rates(), time.monotonic(), 0
+    rates, last, count, ended = _rates(), time.monotonic(), 0, False
 
     def advance(done: int, tokens: float, note: str, before: bool = False) -> None:
-        nonlocal count, last
+        nonlocal count, last, ended
         count += done
         new, took, rate = rates(0 if before else done, tokens)
         now = time.monotonic()
-        if (total is None or count < total) and now - last < SECONDS_BETWEEN_LINES:
+        # An answer that cannot be read may be followed by others behind the end.
+        ends = not ended and total is not None and count >= total
+        if not ends and now - last < SECONDS_BETWEEN_LINES:
             return
-        last = now
+        last, ended = now, ended or ends
         if total is None:
             say(f"{title}: {count} {unit}, {rate}, {took:.0f} s {note}".rstrip())
         else:

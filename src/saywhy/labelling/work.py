@@ -20,7 +20,7 @@ from saywhy.labelling.reading import read_answer
 from saywhy.labelling.scoring import load, read_scored, scoring
 from saywhy.labelling.voting import Answer, Tally, supporting, vote
 from saywhy.lm.load import base_hash
-from saywhy.pipeline.writers import api_of, asked_as_it_is
+from saywhy.pipeline.writers import KEPT, api_of, asked_as_it_is
 from saywhy.predict.stream import Filling, Seen, check_output, fill, look, opened, slices
 from saywhy.progress import Advance, say, track
 from saywhy.prompts import (
@@ -90,11 +90,11 @@ def label(config: Config, output: Path | None = None, overwrite: bool = False) -
         # A missing key is told now, not after the teacher before it has worked for hours.
         if one.writer.remote:
             one.writer.begin()
-    for line in reckoned(config):
-        say(line)
-    tally = Tally(job.task)
+    estimates, tally = reckoned(config), Tally(job.task)
     book_path = path.with_name(JOURNAL.format(path.name))
     with opened(path), journal.opened(book_path) as book:
+        for line in [*estimates, *([KEPT] if estimates and journal.spent(book) else [])]:
+            say(line)
         for name in settings.teachers:
             # A model leaves the memory before the next one's comes; a server is who it was.
             own = [one for one in voters if one.teacher == name]
@@ -124,14 +124,15 @@ def label(config: Config, output: Path | None = None, overwrite: bool = False) -
 def reckoned(config: Config) -> list[str]:
     """Say what asking each server about every text once will take, before anything is asked."""
     job = _job(config)
-    lines = []
+    lines, tries = [], job.settings.max_tries
+    again = "" if tries == 1 else f"; what cannot be read is asked again, up to {tries} times in all"
     for name in job.settings.teachers:
         if (api := api_of(config, name)) is not None:
             for prompt, instruction in job.instructions.items():
                 rows = rows_to_predict(open_table(job.settings.data, config.folder), config.task)
-                questions = (Question(row.id, row_pieces(row), 0) for _, row in rows)
+                questions = (Question(row.id, row_pieces(row), 0) for _, row in rows if row.text.strip())
                 told = estimate(questions, instruction, job.settings.sampling, api.price)
-                lines.append(f"{name}, {prompt}: {told.sentence}.")
+                lines.append(f"{name}, {prompt}: {told.sentence()}{again}.")
     return lines
 
 

@@ -19,7 +19,7 @@ from saywhy.pipeline.judging import evaluated
 from saywhy.pipeline.lessons import Taught, lesson, planned, short_of_top_up, weighed
 from saywhy.pipeline.measures import measured, measured_by
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, tracked, worked_lessons
-from saywhy.pipeline.writers import merger, reckoned, writers
+from saywhy.pipeline.writers import KEPT, merger, reckoned, writers
 from saywhy.progress import say
 from saywhy.prompts import MODES
 from saywhy.records import RequestError
@@ -214,13 +214,16 @@ def _write(this: Run, out: Path, job: reasonings.Job, book: Journal) -> None:
     for other in [] if this.beside is None else sorted(this.beside.glob(f"*/{journal.FILE}")):
         if other.parent != this.folder:
             journal.take_over(book, other)
-    for line in reckoned(this.config, this.data):
+    before, estimates = journal.spent(book), reckoned(this.config, this.data)
+    for line in [*estimates, *([KEPT] if before and estimates else [])]:
         say(line)
     told = reasonings.write(out, job, book, partial(measured, this, job, book))
     for line in [*reasonings.lines(told), *reasonings.unread(told)]:
         say(line)
+    asked = {one.name for one in (*job.writers, *([job.merger] if job.merger else []))}
     for name, taken in journal.spent(book).items():
-        say(reasonings.spent_line(name, taken))
+        if name in asked:
+            say(reasonings.spent_line(name, taken))
     if this.config.reasonings.top_up is not None:
         _say_what_is_short(this, out)
 

@@ -18,6 +18,8 @@ from saywhy.teachers.cost import estimate
 
 # Given its name, a teacher that merges writes under this one, and is told what others wrote.
 MERGER = "merge:{}"
+# What an estimate leaves out where a run goes on.
+KEPT = "What was answered before is not asked again."
 
 
 def writers(
@@ -54,17 +56,18 @@ def reckoned(config: Config, data: Data) -> list[str]:
     again = "" if tries == 1 else f"; rows of which none is kept are asked again, which at most makes it {tries} times"
     if settings.top_up is not None:
         again += "; what tops up rare classes comes on top"
-    merging = [(settings.merge, ", merging", " beside the reasonings it is shown")] if settings.merge else []
-    for name, what, more in [*((name, "", "") for name in settings.teacher), *merging]:
+    merging = [(settings.merge, ", merging", " and the reasonings it is shown")] if settings.merge else []
+    given = all(name in ("column", "file") for name in settings.teacher)
+    for name, what, beside in [*((name, "", "") for name in settings.teacher), *merging]:
         if (api := api_of(config, name)) is not None:
             questions = (
                 Question(row.id, row_question(data.task, row, settings.label_shown), index)
                 for row in data.train
-                for index in range(settings.candidates)
+                for index in range(1 if what and given else settings.candidates)
             )
             instruction = (merge_instruction if what else reasoner_instruction)(settings.label_shown)
             told = estimate(questions, instruction, settings.sampling, api.price)
-            lines.append(f"{name}{what}: {told.sentence}{more}{again}.")
+            lines.append(f"{name}{what}: {told.sentence(beside)}{again}.")
     return lines
 
 

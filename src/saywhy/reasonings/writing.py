@@ -126,9 +126,7 @@ def _together(job: Job, parts: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def _first(job: Job, book: Journal, title: str) -> Iterator[tuple[Row, Candidate]]:
     """Ask every row the first time, part by part."""
-    each = sum(1 if writer.given else job.settings.candidates for writer in job.writers)
-    # Where one teacher merges what several wrote, each round ends with its own candidate.
-    each += 0 if job.merger is None else job.settings.candidates
+    each = sum(1 if writer.given else job.settings.candidates for writer in job.writers) + _merges(job)
     with track(title, len(job.rows) * each, "candidates", bool(title)) as advance:
         for parts in _together(job, _parts(job)):
             for part, found in zip(parts, _candidates(job, book, parts, 0, advance), strict=True):
@@ -136,13 +134,20 @@ def _first(job: Job, book: Journal, title: str) -> Iterator[tuple[Row, Candidate
                 yield from ((rows[one.row_id], one) for one in found)
 
 
+def _merges(job: Job) -> int:
+    """Say how many candidates of a row are merged in a round, at the most: as many as one teacher writes."""
+    if job.merger is None:
+        return 0
+    return 1 if all(writer.given for writer in job.writers) else job.settings.candidates
+
+
 def _candidates(
     job: Job, book: Journal, parts: Sequence[Sequence[Row]], attempt: int, advance: Advance
 ) -> list[list[Candidate]]:
-    """Ask every teacher for the candidates of one round; what came with the rows is heard in the first one only."""
+    """Ask every teacher for the candidates of one round; what came with the rows is a candidate of the first alone."""
     found: list[list[Candidate]] = [[] for _ in parts]
     for writer in job.writers:
-        if writer.given and attempt:
+        if writer.given and attempt and job.merger is None:
             continue
         indices = (
             [0] if writer.given else [attempt * job.settings.candidates + k for k in range(job.settings.candidates)]
@@ -156,7 +161,7 @@ def _candidates(
             for rows in parts
         ]
         _extend(found, _answered(book, writer, several, advance))
-    return found if job.merger is None else _merged(job, book, job.merger, parts, found, advance)
+    return found if job.merger is None else _merged(job, book, job.merger, parts, found, attempt, advance)
 
 
 def _extend(found: Sequence[list[Candidate]], more: Sequence[Sequence[Candidate]]) -> None:
@@ -203,13 +208,18 @@ def _merged(
     merger: Writer,
     parts: Sequence[Sequence[Row]],
     found: Sequence[Sequence[Candidate]],
+    attempt: int,
     advance: Advance,
 ) -> list[list[Candidate]]:
-    """Let one teacher make one reasoning of each round of several; where only one wrote, that one stands as it is."""
-    left, several, shown = [], [], job.settings.label_shown
+    """Let one teacher make one reasoning of each round of several; where only one wrote, that one stands as it is.
+
+    So do all where the merger did not answer.
+    """
+    of_part, several, shown = [], [], job.settings.label_shown
     for rows, some in zip(parts, found, strict=True):
         by_id = {row.id: row for row in rows}
-        sources = _sources(job, some)
+        sources = _sources(job, some, attempt)
+        of_part.append(sources)
         several.append(
             [
                 Question(
@@ -218,17 +228,24 @@ def _merged(
                 for (name, index), places in sources.items()
             ]
         )
-        gone = {at for places in sources.values() for at in places}
-        left.append([replace(one, dropped_because=MERGED) if at in gone else one for at, one in enumerate(some)])
-    _extend(left, _answered(book, merger, several, advance))
+    merged = _answered(book, merger, several, advance)
+    if needless := sum(map(len, parts)) * _merges(job) - sum(map(len, several)):
+        advance(needless, 0, "", before=True)
+    given = {writer.name for writer in job.writers if writer.given}
+    left = []
+    for sources, some, made in zip(of_part, found, merged, strict=True):
+        answered = {(one.row_id, one.index) for one in made if not one.dropped_because}
+        gone = {at for key, places in sources.items() if key in answered for at in places}
+        told = [replace(one, dropped_because=MERGED) if at in gone else one for at, one in enumerate(some)]
+        left.append([*(one for one in told if not (attempt and one.teacher in given)), *made])
     return left
 
 
-def _sources(job: Job, found: Sequence[Candidate]) -> dict[tuple[str, int], list[int]]:
+def _sources(job: Job, found: Sequence[Candidate], attempt: int) -> dict[tuple[str, int], list[int]]:
     """Find, for each row and round where several wrote, the places of what they wrote."""
     sources: dict[tuple[str, int], list[int]] = {}
     given = {writer.name for writer in job.writers if writer.given}
-    indices = sorted({one.index for one in found if one.teacher not in given}) or [0]
+    indices = sorted({one.index for one in found if one.teacher not in given}) or [attempt]
     for at, one in enumerate(found):
         if one.reasoning and not one.dropped_because:
             for index in indices if one.teacher in given else [one.index]:
@@ -242,26 +259,43 @@ def _sampling(job: Job) -> dict[str, Mapping[str, object]]:
 
 
 def _judged(court: _Court, parts: Sequence[Sequence[Row]], extra: Mapping[str, int]) -> list[list[Candidate]]:
-    """Ask and judge until every row has what it should, or its tries are over: one kept, or all of a topped-up row."""
+    """Ask and judge until every row has what it should, or its tries are over: one kept, or all of a topped-up row.
+
+    Of a row of which no merged reasoning is kept, what was merged is judged instead.
+    """
     job, settings = court.job, court.job.settings
-    writes = any(not writer.given for writer in job.writers)
+    writes = job.merger is not None or any(not writer.given for writer in job.writers)
     found: dict[str, list[Candidate]] = {row.id: [] for part in parts for row in part}
     judged: dict[str, list[Candidate]] = {}
     lacking, attempt = [list(part) for part in parts], 0
+
+    def judge(rows: Sequence[Row], new: Sequence[Candidate]) -> None:
+        by_id = {row.id: row for row in rows}
+        for one in with_figures(court.book, job.task, by_id, new, job.length, court.index, court.measured):
+            found[one.row_id].append(one)
+        for row in rows:
+            most = settings.per_row + extra.get(row.id, 0)
+            judged[row.id] = verdicts(job.task, row, found[row.id], job.checks, most)
+
     while any(lacking) and (attempt == 0 or writes):
         every = _candidates(job, court.book, lacking, attempt, in_silence)
         attempt += 1
         for at, asked in enumerate(every):
-            rows = {row.id: row for row in lacking[at]}
-            for one in with_figures(court.book, job.task, rows, asked, job.length, court.index, court.measured):
-                found[one.row_id].append(one)
-            for row in lacking[at]:
-                most = settings.per_row + extra.get(row.id, 0)
-                judged[row.id] = verdicts(job.task, row, found[row.id], job.checks, most)
+            judge(lacking[at], asked)
             lacking[at] = [
                 row for row in lacking[at] if _lacks(judged[row.id], settings, extra.get(row.id, 0), attempt)
             ]
+    for part in parts if job.merger else ():
+        bare = [row for row in part if not any(one.kept for one in judged[row.id])]
+        again = [replace(one, dropped_because="") for row in bare for one in found[row.id] if _is_merged(one)]
+        for row in bare:
+            found[row.id] = [one for one in found[row.id] if not _is_merged(one)]
+        judge(bare, again)
     return [[one for row in part for one in judged[row.id]] for part in parts]
+
+
+def _is_merged(candidate: Candidate) -> bool:
+    return candidate.dropped_because == MERGED
 
 
 def _lacks(judged: Sequence[Candidate], settings: Reasonings, extra: int, attempt: int) -> bool:

@@ -27,13 +27,13 @@ class Estimate:
     cost: float | None
     counted: bool
 
-    @property
-    def sentence(self) -> str:
-        """Say it in a line."""
+    def sentence(self, beside: str = "") -> str:
+        """Say it in a line; `beside` says what more prompts hold, which nobody knows yet."""
         about = "" if self.counted else "about "
         how = "" if self.counted else " (four characters a token)"
         asked = f"{self.requests:,} request{'' if self.requests == 1 else 's'}"
-        line = f"{asked}, {about}{self.prompt_tokens:,} tokens of prompts{how}, at most {self.tokens:,} tokens written"
+        prompts = f"{about}{self.prompt_tokens:,} tokens of prompts{how}{beside}"
+        line = f"{asked}, {prompts}, at most {self.tokens:,} tokens written"
         if self.cost is None:
             return f"{line}; no price is set, so the cost is not reckoned"
         return f"{line}, at most {self.cost:,.2f} in the currency of the price"
