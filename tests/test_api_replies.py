@@ -81,6 +81,17 @@ CHOICE = st.fixed_dictionaries({"choices": st.lists(st.fixed_dictionaries({"mess
 BODIES = (JSON | CHOICE).map(lambda value: json.dumps(value).encode()) | st.binary()
 
 
+def test_what_a_server_repeats_of_a_question_is_no_bill() -> None:
+    """FastAPI repeats what it was sent."""
+    told = {"detail": [{"msg": "no such field", "input": {"content": "my card says insufficient balance"}}]}
+    address = Address("http://x", "reasonings.api", Api(model="m"), "http://x", KEY)
+    assert read_refusal(422, {}, json.dumps(told).encode(), address, NOW).fate == "nothing"
+    assert read_refusal(500, {}, json.dumps(told).encode(), address, NOW).fate == "again"
+    bills = ({"error": {"code": "insufficient_quota"}}, {"error": "Insufficient Balance"}, {"detail": "credit_limit"})
+    for bill in bills:
+        assert read_refusal(429, {}, json.dumps(bill).encode(), address, NOW).fate == "end"
+
+
 @given(BODIES, st.sampled_from([200, 302, 400, 401, 403, 404, 409, 422, 429, 500, 503]))
 def test_no_body_can_break_the_reading(body: bytes, status: int) -> None:
     reply = read_completion(body, 20, None)

@@ -339,7 +339,7 @@ def test_check_shows_what_a_run_would_do_and_leaves_nothing(
     assert snapshot(tmp_path) == before
     # The prompt, with what is trained and its weights; lengths and cuts; the audit; the cost.
     for words in (
-        "Which animal is it?", "[bold] it purrs", "Label:", "Reasoning:", "cut", "dropped", "dev in train: 1",
+        "Which animal is it?", "[bold] it purrs", "Label:", "Reasoning:", "cut", "dev in train: 1",
         "tokens computed", "steps", "GiB", "The arms differ in steps",
     ):  # fmt: skip
         assert words in out, words
@@ -353,8 +353,37 @@ def test_check_says_what_will_be_missing(tmp_path: Path, printed: Said) -> None:
     data = toy.write_data(tmp_path / "data")
     assert cli.main(["check", str(toy.write_config(data, **toy.quick(reasonings__teacher=[])))]) == 0
     assert "Not trained: reason_then_label." in printed()[0]
-    assert cli.main(["check", str(toy.write_config(data, **toy.quick(reasonings__teacher="base")))]) == 0
-    assert "Not reckoned, since nobody knows how long their reasonings will be: reason_then_label." in printed()[0]
+    changes = toy.quick(reasonings__teacher="base", reasonings__support="auto")
+    assert cli.main(["check", str(toy.write_config(data, **changes))]) == 0
+    unknown = "scorer-0, scorer-1, reason_then_label"
+    assert f"Not reckoned, since nobody knows how long their reasonings will be: {unknown}." in printed()[0]
+
+
+def test_check_reckons_what_a_run_then_does(tmp_path: Path, printed: Said) -> None:
+    """Rows that fit in one arm alone are in none, and rare classes grow."""
+    data = toy.write_data(tmp_path / "data")
+    spoil("train", lambda rows: rows[0].update(text="it purrs " * 300))(data)
+    spoil("train", lambda rows: rows[1].update(reasoning="it is soft. " * 150))(data)
+    train = {**toy.quick()["classifier__train"], "steps": None, "epochs": 1}
+    drop = toy.quick(data__on_overflow="drop", classifier__train=train)
+    assert cli.main(["check", str(toy.write_config(data, **drop))]) == 0
+    out, _ = printed()
+    done = toy.run(data, tmp_path / "run", **drop)
+    assert done.metrics["notes"][0] in out and "1 texts of train did not fit beside the answers of every arm" in out
+    for arm in ("label_only", "reason_then_label"):
+        steps = done.metrics["arms"][arm]["train"]["steps"]
+        assert f"{arm}: {steps} steps of 8 rows" in out
+    rare = toy.write_data(tmp_path / "rare")
+    rows = toy.records()["train"]
+    toy.write_lines(rare / "train.jsonl", [row for row in rows if row["label"] != "dog"] + [
+        row for row in rows if row["label"] == "dog"
+    ][:5])  # fmt: skip
+    told = toy.with_reasoner(reasonings__top_up=1.0, classifier__train=train)
+    assert cli.main(["check", str(toy.write_config(rare, **told))]) == 0
+    out, _ = printed()
+    others = [sum(row["label"] == label for row in rows) for label in ("cat", "bird")]
+    assert f"label_only: {-(-3 * max(others) // 8)} steps of 8 rows" in out
+    assert "as many as top_up asks for" in out
 
 
 def test_doctor_says_what_is_here(printed: Said, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -707,7 +707,20 @@ def test_reasonings_come_from_a_file_by_id(folder: Path) -> None:
     (folder / "why.csv").write_text("key,because\n0,zero\n0,again\n")
     assert "why.csv, line 3: id '0' stands already at" in refusal(folder, *told)
     (folder / "why.csv").write_text("key,because\nx,zero\n")
-    assert "no id is one of a training row" in refusal(folder, *told)
+    assert "no id is one of a training row: here is 'x', there '0'; set reasonings.file.id" in refusal(folder, *told)
+    (folder / "why.csv").write_text("key,because\n0,\n1, \n")
+    assert "no training row has a text in because" in refusal(folder, *told)
+    (folder / "why.csv").write_text("key,because\n")
+    assert "there are no rows" in refusal(folder, *told)
+
+
+def test_rows_without_a_reasoning_in_their_column_are_counted(folder: Path) -> None:
+    why = ["a", " ", None, "b", "", "c"]
+    write(folder / "train.jsonl", [{**row, "why": text} for row, text in zip(moods(6), why, strict=True)])
+    for name in ("dev", "test"):
+        write(folder / f"{name}.jsonl", [{**row, "why": None} for row in moods(2, 100)])
+    found = read(folder, "reasonings.teacher=column", "reasonings.column=why")
+    assert "3 rows of train have no reasoning in the column why." in found.audit["notes"]
 
 
 # Real data

@@ -334,6 +334,16 @@ def test_a_base_labels_texts_by_scores_and_a_killed_run_ends_with_the_same_bytes
     assert not list(tmp_path.glob(".*")), "nothing hidden is left"
 
 
+def test_texts_that_a_base_could_not_read_whole_are_counted(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_texts(tmp_path, [*TEXTS[:2], "it purrs " * 3000])
+    path, _ = label(told(tmp_path, base, label__prompts="label_then_reason"))
+    answered = records_of(path)[2]["label"]
+    line = f"label: base: 1 texts did not fit and were cut in the middle where it answered ({answered} 1)"
+    assert line in capsys.readouterr().err
+
+
 def test_the_probability_is_that_of_the_whole_label(base: Path, tmp_path: Path) -> None:
     """Against transformers' own forward, label by label."""
     write_texts(tmp_path, TEXTS[:1])

@@ -13,7 +13,7 @@ import pytest
 
 import toy
 from faulty import Act, completion, serving
-from saywhy import cli, journal, pipeline, prompts, reasonings, store
+from saywhy import cli, dryrun, journal, pipeline, prompts, reasonings, store
 from saywhy.checks import Check
 from saywhy.data import read
 from saywhy.pipeline import measures
@@ -334,3 +334,29 @@ def test_no_teacher_is_told_the_label_where_it_is_not_shown(tmp_path: Path, monk
             assert Counter(system for system, _ in told) == Counter({writing: 16, merging: 8})
             assert all(("\nAnswer: " in question) is shown for _, question in told)
             assert all(("\nExplanation 2: " in question) is (system == merging) for system, question in told)
+
+
+def test_a_missing_key_is_told_before_the_reasoner_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    data = toy.write_data(tmp_path / "data")
+    told = toy.with_reasoner() | {"reasonings__teacher": ["reasoner", "api"], "reasonings__api": {"model": "m"}}
+    with pytest.raises(RequestError, match="OPENAI_API_KEY holds no key"):
+        toy.run(data, tmp_path / "run", **told)
+    assert not (tmp_path / "run" / "reasoner").exists() and not (tmp_path / "run" / "base").exists()
+    dryrun.show(toy.load(data, **told))
+    assert "Not ready yet: the environment variable OPENAI_API_KEY holds no key" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"reasonings__teacher": ["column"]}, "top_up: column bring one reasoning a row, and write no more"),
+        ({"task__labels": None, "task__choices": "options"}, "task.choices gives each row its own"),
+    ],
+)
+def test_topping_up_what_cannot_be_is_refused(tmp_path: Path, changes: dict[str, object], why: str) -> None:
+    data = toy.write_data(tmp_path / "data")
+    with pytest.raises(RequestError, match=why):
+        toy.load(data, **toy.with_reasoner(reasonings__top_up=0.5) | changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,10 @@ from saywhy.lm.encode import segments, text_ids
 from saywhy.lm.load import config_of, make_scratch
 from saywhy.machine import free_bytes
 from saywhy.pipeline import NEEDS_REASONINGS, missing, refuse_early
+from saywhy.pipeline.lessons import fitting, left_out
 from saywhy.pipeline.measures import course, scorer_courses
 from saywhy.pipeline.stage import scratch_texts, worked_lessons
-from saywhy.pipeline.writers import reckoned
+from saywhy.pipeline.writers import reckoned, refuse_unready
 from saywhy.prompts import (
     MERGE_INSTRUCTION,
     labelling_instruction,
@@ -35,7 +36,9 @@ from saywhy.prompts import (
     reasoner_instruction,
     row_question,
 )
-from saywhy.records import RequestError
+from saywhy.reasonings import extra_of, in_turn
+from saywhy.records import RequestError, Row
+from saywhy.support import FOLDS
 from saywhy.train.folder import Course, Encoded, Lesson, encode
 from saywhy.train.memory import gib
 from saywhy.train.probe import probe
@@ -80,13 +83,13 @@ def show(config: Config) -> None:
     data = read(config)
     _show_data(console, data)
     with tempfile.TemporaryDirectory() as folder:
-        estimates = _estimates(config, data, Path(folder))
+        estimates, dropped = _estimates(config, data, Path(folder))
         # A scorer sees what the arm `both` sees.
         shown = [estimate for estimate in estimates if not estimate.name.startswith("scorer-")]
         for estimate in shown:
             _show_example(console, estimate)
         _show_teachers(console, config, data)
-        _show_lengths(console, shown)
+        _show_lengths(console, shown, dropped)
         _show_costs(console, config, estimates)
         _show_steps(console, config, shown)
     _show_left_out(console, config, estimates)
@@ -112,7 +115,8 @@ def _show_labelling(console: Console, config: Config, settings: Labelling) -> No
         console.print(line)
 
 
-def _estimates(config: Config, data: Data, folder: Path) -> list[Estimate]:
+def _estimates(config: Config, data: Data, folder: Path) -> tuple[list[Estimate], Mapping[str, int]]:
+    """Reckon every training, and count by class the rows that would be in none because they do not fit."""
     found = []
     if "reasoner" in config.reasonings.teacher:
         base = _base(config, data, folder, "reasoner")
@@ -130,14 +134,46 @@ def _estimates(config: Config, data: Data, folder: Path) -> list[Estimate]:
     if config.reasonings.measured and kept:
         courses = scorer_courses(config, data, _base(config, data, folder, "classifier"), kept)
         found += [_estimate(f"scorer-{fold}", plan, taught, source) for fold, (plan, taught) in enumerate(courses)]
+    weights: Mapping[str, int] = {}
+    if config.reasonings.top_up is not None and kept:
+        kept, weights = _topped_up(config, data, kept)
+        source += ", as many as top_up asks for"
+    rows = data.train
+    dropped: Mapping[str, int] = {}
+    if config.data.on_overflow == "drop":
+        base = _base(config, data, folder, "classifier")
+        able = [arm for arm in config.classifier.arms if kept or arm.arm not in NEEDS_REASONINGS]
+        if able:
+            rows, dropped = fitting(rows, [_planned(config, data, arm, rows, kept, weights, base) for arm in able])
     arms = {estimate.name: estimate for estimate in found}
     # An arm that is matched with another is reckoned after it, as it is trained.
     for arm in sorted(config.classifier.arms, key=lambda arm: arm.match is not None):
         if (arm.arm in NEEDS_REASONINGS and not kept) or (arm.to is not None and arm.to not in arms):
             continue
         base, other = _base(config, data, folder, "classifier"), arms.get(arm.to or "")
-        arms[arm.name] = _arm(config, data, arm, kept, source, base, other)
-    return list(arms.values())
+        plan, taught = _planned(config, data, arm, rows, kept, weights, base)
+        if other is not None:
+            plan = classifier.matched(plan, taught, arm.match, other.steps, (other.course, other.encoded.lessons))
+        arms[arm.name] = _estimate(arm.name, plan, taught, "" if arm.arm == "label_only" else source)
+    return list(arms.values()), dropped
+
+
+def _topped_up(
+    config: Config, data: Data, kept: Mapping[str, tuple[str, ...]]
+) -> tuple[Mapping[str, tuple[str, ...]], Mapping[str, int]]:
+    """Give rows of rare classes as many reasonings as they are to have, and say how often each counts."""
+    settings = config.reasonings
+    able: dict[str, list[str]] = defaultdict(list)
+    for row in data.train:
+        if row.id in kept:
+            able[row.label or ""].append(row.id)
+    counts = Counter(row.label or "" for row in data.train)
+    more = extra_of(counts, {label: len(names) for label, names in able.items()}, settings.top_up or 0.0)
+    extra = in_turn(more, able)
+    return (
+        {name: some * settings.per_row * (1 + extra.get(name, 0)) for name, some in kept.items()},
+        {name: 1 + count for name, count in extra.items()},
+    )
 
 
 def _expected(config: Config, data: Data) -> tuple[Mapping[str, tuple[str, ...]], str]:
@@ -151,22 +187,18 @@ def _expected(config: Config, data: Data) -> tuple[Mapping[str, tuple[str, ...]]
     return {row.id: (cases[i % len(cases)].reasoning,) for i, row in enumerate(data.train)}, "lengths of worked cases"
 
 
-def _arm(
+def _planned(
     config: Config,
     data: Data,
     arm: Arm,
+    rows: Sequence[Row],
     kept: Mapping[str, tuple[str, ...]],
-    source: str,
+    weights: Mapping[str, int],
     base: str,
-    other: Estimate | None,
-) -> Estimate:
-    """Reckon one arm, which may be matched with another."""
+) -> tuple[Course, list[Lesson]]:
+    """Say how an arm would be trained, and on what."""
     given = {} if arm.arm == "label_only" else kept
-    plan = course(config, data.task, arm.arm, base, arm.train, data.train)
-    taught = classifier.lessons(arm.arm, data.train, given)
-    if other is not None:
-        plan = classifier.matched(plan, taught, arm.match, other.steps, (other.course, other.encoded.lessons))
-    return _estimate(arm.name, plan, taught, "" if not given else source)
+    return course(config, data.task, arm.arm, base, arm.train, rows), classifier.lessons(arm.arm, rows, given, weights)
 
 
 def _base(config: Config, data: Data, folder: Path, stage: str) -> str:
@@ -254,24 +286,30 @@ def _show_teachers(console: Console, config: Config, data: Data) -> None:
     )
     for line in reckoned(config, data):
         console.print(line)
+    try:
+        refuse_unready(config)
+    except RequestError as problem:
+        console.print(f"Not ready yet: {problem}.")
 
 
-def _show_lengths(console: Console, estimates: Sequence[Estimate]) -> None:
-    """Print how long texts are in tokens and how many do not fit, by class."""
+def _show_lengths(console: Console, estimates: Sequence[Estimate], dropped: Mapping[str, int]) -> None:
+    """Print how long texts are in tokens and how many do not fit, by class; `dropped` are in no arm."""
     for estimate in estimates:
         encoder = estimate.encoded.encoder
-        cut, dropped = estimate.encoded.cut, estimate.encoded.dropped
+        cut = estimate.encoded.cut
         lengths: dict[str, list[int]] = defaultdict(list)
         for lesson in estimate.encoded.lessons:
             lengths[lesson.group].append(len(text_ids(encoder, "".join(lesson.pieces))))
         table = Table(title=f"{estimate.name}: tokens of a text (room for {encoder.prompt.room})")
-        for column in ("class", "rows", "median", "95%", "most", "cut", "dropped"):
+        for column in ("class", "rows", "median", "95%", "most", "cut"):
             table.add_column(column)
         for label, sizes in list(lengths.items())[:20]:
             middle, high = np.percentile(sizes, [50, 95])
             row = (str(len(sizes)), f"{middle:.0f}", f"{high:.0f}", str(max(sizes)))
-            table.add_row(label or "(all)", *row, str(cut.get(label, 0)), str(dropped.get(label, 0)))
+            table.add_row(label or "(all)", *row, str(cut.get(label, 0)))
         console.print(table)
+    for line in left_out(dropped):
+        console.print(line)
 
 
 def _show_costs(console: Console, config: Config, estimates: Sequence[Estimate]) -> None:
@@ -336,6 +374,8 @@ def _show_left_out(console: Console, config: Config, estimates: Sequence[Estimat
         console.print(note)
     shown = {estimate.name for estimate in estimates}
     unknown = [arm.name for arm in config.classifier.arms if config.reasonings.teacher and arm.name not in shown]
+    scorers = [f"scorer-{fold}" for fold in range(FOLDS)] if config.reasonings.measured else []
+    unknown = [*(name for name in scorers if name not in shown), *unknown]
     if unknown:
         console.print(f"Not reckoned, since nobody knows how long their reasonings will be: {', '.join(unknown)}.")
 

@@ -170,6 +170,11 @@ class Reasonings(Settings):
             raise ValueError("merge needs two teachers or more, whose reasonings it makes one of")
         if "file" in self.teacher and self.file is None:
             raise ValueError("the teacher file needs file: {path: …}")
+        if self.top_up is not None and self.teacher and self.merge is None and set(self.teacher) <= set(GIVEN):
+            raise ValueError(
+                f"top_up: {' and '.join(self.teacher)} bring one reasoning a row, and write no more; name a teacher "
+                "that writes beside, or set classifier.train.class_weights to balanced"
+            )
         if self.per_row > self.candidates:
             raise ValueError(f"per_row ({self.per_row}) is more than candidates ({self.candidates})")
         return self

@@ -549,6 +549,10 @@ class Config(Settings):
             raise ValueError("reasonings.teacher: the reasoner needs reasoner.worked_cases to learn from")
         if self.task.choices is not None and self.data.balanced:
             raise ValueError("data.balanced: it balances labels that rows share, and task.choices gives each its own")
+        if self.task.choices is not None and self.reasonings.top_up is not None:
+            raise ValueError(
+                "reasonings.top_up: it tops up labels that rows share, and task.choices gives each row its own"
+            )
         balances = {self.classifier.setting(self.classifier.arms[0], key) for key in ("class_weights", "sampler")}
         if self.task.choices is not None and "balanced" in balances:
             raise ValueError(

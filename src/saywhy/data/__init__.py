@@ -69,6 +69,9 @@ def read(config: Config) -> Data:
     from_file = _file_reasonings(config, train, notes)
     ids = {row.id for row in train}
     reasonings = {name: text for name, text in reasonings.items() if name in ids}
+    none = sum(not reasonings.get(name, "").strip() for name in ids)
+    if "column" in config.reasonings.teacher and none:
+        notes.append(f"{none} rows of train have no reasoning in the column {config.reasonings.column}.")
     found = audit(labels, {"train": train, "dev": dev, "test": test}, empty, notes)
     return Data(task, tuple(train), tuple(dev), tuple(test), worked_cases, reasonings, from_file, found)
 
@@ -264,8 +267,15 @@ def _file_reasonings(config: Config, rows: Sequence[Row], notes: list[str]) -> d
         found[name] = render(template, record, place)[0]
     ids = {row.id for row in rows}
     matching = {name: text for name, text in found.items() if name in ids and text.strip()}
+    if not found:
+        raise RequestError(f"{table.name}: there are no rows; reasonings.file needs one for each training row")
+    if not ids & found.keys():
+        raise RequestError(
+            f"{table.name}: no id is one of a training row: here is {next(iter(found))!r}, there {rows[0].id!r}; set "
+            "reasonings.file.id and data.id to the columns that have the same"
+        )
     if not matching:
-        raise RequestError(f"{table.name}: no id is one of a training row; set data.id to the column that has them")
+        raise RequestError(f"{table.name}: no training row has a text in {told.reasoning}; name the column that has")
     if len(matching) < len(rows):
         notes.append(f"{len(rows) - len(matching)} rows of train have no reasoning in {Path(told.path).name}.")
     return matching

@@ -11,7 +11,7 @@ from typing import Any
 from saywhy.config import Sampling as SamplingConfig
 from saywhy.labelling.voting import Answer
 from saywhy.lm import bind
-from saywhy.lm.encode import make_encoder, render
+from saywhy.lm.encode import make_encoder, prompt_ids, render
 from saywhy.lm.generate import Sampling
 from saywhy.lm.load import context_of, model_of, tokenizer_of
 from saywhy.predict import Classifier, answer
@@ -64,7 +64,9 @@ def scoring(
         for at, one in enumerate(found):
             told = {"label": one.label, "probability": one.probabilities[one.label], "reasoning": one.reasoning}
             text = json.dumps(told, ensure_ascii=False)
-            yield at, Draft(text, one.forced, round(one.tokens), round(one.prompt_tokens), seconds)
+            counts = (round(one.tokens), round(one.prompt_tokens))
+            cut = prompt_ids(classifier.lm.encoder, questions[at].pieces)[1]
+            yield at, Draft(text, one.forced, *counts, seconds, prompt_cut=cut)
 
     return write
 

@@ -21,7 +21,8 @@ class Answer:
     """What one teacher said of a row with one prompt; `label` is None where it gave no answer that could be read.
 
     `probability` is that of the label among all labels, None where only a text is known. `cut` says that the reasoning
-    reached its limit. `unreadable` counts the answers before this one, or all of them, that could not be read.
+    reached its limit, `prompt_cut` that the teacher could not read the text whole. `unreadable` counts the answers
+    before this one, or all of them, that could not be read.
     """
 
     teacher: str
@@ -30,6 +31,7 @@ class Answer:
     probability: float | None = None
     reasoning: str = ""
     cut: bool = False
+    prompt_cut: bool = False
     unreadable: int = 0
 
 

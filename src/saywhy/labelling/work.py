@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -211,15 +212,19 @@ def _column_names(config: Config, seen: Seen) -> tuple[str, ...]:
 
 def _ask_all(job: _Job, book: Journal, name: str, voters: Sequence[_Voter], seen: Seen) -> None:
     """Let one teacher answer all texts with all prompts."""
+    cut: Counter[str] = Counter()
     with track(f"label: {name}", seen.rows * len(voters), "answers") as advance:
         table = open_table(job.settings.data, job.config.folder)
         for _, rows in slices(table, job.config.task):
             for voter in voters:
-                _ask_part(job, book, voter, rows, advance)
+                cut += _ask_part(job, book, voter, rows, advance)
+    if cut:
+        said = ", ".join(f"{answer} {count}" for answer, count in cut.items())
+        say(f"label: {name}: {cut.total()} texts did not fit and were cut in the middle where it answered ({said})")
 
 
-def _ask_part(job: _Job, book: Journal, voter: _Voter, rows: Sequence[Row], advance: Advance) -> None:
-    """Let one voter answer some rows, and count each row once."""
+def _ask_part(job: _Job, book: Journal, voter: _Voter, rows: Sequence[Row], advance: Advance) -> Counter[str]:
+    """Let one voter answer some rows, and count each row once; count by answer the texts it could not read whole."""
     new = 0
 
     def note(draft: Draft) -> None:
@@ -229,9 +234,10 @@ def _ask_part(job: _Job, book: Journal, voter: _Voter, rows: Sequence[Row], adva
         new += done
         advance(done, draft.tokens, "")
 
-    _heard(job, book, voter, _texts(rows), note)
+    found = _heard(job, book, voter, _texts(rows), note)
     if new < len(rows):
         advance(len(rows) - new, 0, "", before=True)
+    return Counter(one.label or "no label" for one in found.values() if one.prompt_cut)
 
 
 def _texts(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
@@ -260,7 +266,7 @@ def _heard(
             if draft.failed:
                 continue
             before = found[question.row_id]
-            answer = _read(job, voter, draft, before)
+            answer = replace(_read(job, voter, draft, before), prompt_cut=draft.prompt_cut)
             if answer.label is None:
                 answer = replace(before, unreadable=before.unreadable + 1)
                 open_.append(question.row_id)

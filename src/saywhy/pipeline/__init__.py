@@ -16,10 +16,10 @@ from saywhy.journal import Journal
 from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
 from saywhy.pipeline.judging import evaluated
-from saywhy.pipeline.lessons import Taught, lesson, planned, short_of_top_up, weighed
+from saywhy.pipeline.lessons import Taught, left_out, lesson, planned, short_of_top_up, weighed
 from saywhy.pipeline.measures import measured, measured_by
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, tracked, worked_lessons
-from saywhy.pipeline.writers import KEPT, merger, reckoned, writers
+from saywhy.pipeline.writers import KEPT, merger, reckoned, refuse_unready, writers
 from saywhy.progress import say
 from saywhy.prompts import MODES
 from saywhy.records import RequestError
@@ -55,6 +55,9 @@ def run(
         _set_aside(folder, resume)
         store.write_text(folder / "config.yaml", dump(config))
         this = Run(config, folder, data, tuple(more_checks), spread, None if resume == "never" else beside)
+        if not (folder / "reasonings" / store.STAMP).exists():
+            # A missing key is told now, not after the reasoner has learnt for hours.
+            refuse_unready(config)
         # 1 a reasoner learns from worked cases to lead from a question to its answer
         explainer = _reasoner(this)
         # 2 it writes reasonings for the training rows, which are checked and kept or dropped
@@ -67,6 +70,8 @@ def run(
         # 3 each arm is trained on the same rows, with or without the kept reasonings
         base = base_of(this, "classifier")
         learnt = lesson(this, written, base, arms)
+        for note in left_out(learnt.dropped):
+            say(note)
         made = {arm.name: _arm(this, arm, base, learnt) for arm in arms}
         if until == "train":
             return folder

@@ -12,7 +12,7 @@ from saywhy import classifier, evaluate, reasonings, store
 from saywhy.config import Config, needed_base
 from saywhy.data import fingerprint
 from saywhy.pipeline.floors import floors, without
-from saywhy.pipeline.lessons import Taught, told
+from saywhy.pipeline.lessons import Taught, left_out, listed, told
 from saywhy.pipeline.probes import probed
 from saywhy.pipeline.stage import Made, Run, keep
 from saywhy.predict import Classifier, answer, load, too_long
@@ -34,7 +34,7 @@ def evaluated(
     kinds = {arm.name: arm.arm for arm in config.classifier.arms}
     dev: dict[str, evaluate.Answers] = {}
     test: dict[str, evaluate.Answers] = {}
-    notes = [*missing, *_left_out(learnt.dropped), *without(config)]
+    notes = [*missing, *left_out(learnt.dropped), *without(config)]
     train = {name: store.read_json(made.folder / "train.json") for name, made in arms.items()}
     # All questions to one arm come one after another; no two models need to be in memory.
     opened = lru_cache(maxsize=1)(load)
@@ -83,7 +83,7 @@ def evaluated(
     for name, made in arms.items():
         document["arms"][name]["stamp"] = made.stamp
     store.write_json(path, {**document, "stamp": stamp})
-    _describe(this, arms, document)
+    _describe(this, arms, len(learnt.rows), document)
     return path
 
 
@@ -126,15 +126,16 @@ def _calibrate(this: Run, made: Made, fitted: Mapping[str, Mapping[str, float]])
     store.write_json(made.folder / "calibration.json", {mode: {**entry, **chosen} for mode, entry in fitted.items()})
 
 
-def _describe(this: Run, arms: Mapping[str, Made], metrics: Mapping[str, Any]) -> None:
-    """Write the model card of every arm again, now with its figures."""
-    config, rows = this.config, this.data.train
+def _describe(this: Run, arms: Mapping[str, Made], rows: int, metrics: Mapping[str, Any]) -> None:
+    """Write the model card of every arm, trained on so many rows, again, now with its figures."""
+    config = this.config
     for arm in config.classifier.arms:
         if arm.name in arms:
             base = needed_base(config, "classifier")
             folder = arms[arm.name].folder
             replaced = config.reasonings.replace
-            classifier.describe(folder, this.data.task, arm, base, len(rows), replaced, fingerprint(rows), metrics)
+            data_hash = fingerprint(this.data.train)
+            classifier.describe(folder, this.data.task, arm, base, rows, replaced, data_hash, metrics)
 
 
 def _cut_in_test(this: Run, made: Made) -> dict[str, int]:
@@ -196,16 +197,7 @@ def _not_fitting(name: str, facts: Mapping[str, Any], answered: Mapping[str, int
     """Say which texts an arm did not see whole: `facts` of its training, rows `answered` that were cut, by class."""
     return [
         f"{name}: {sum(by_class.values())} texts of {split} did not fit and were cut in the middle "
-        f"({_listed(by_class)})."
+        f"({listed(by_class)})."
         for split, by_class in (("train", facts["cut"]), ("test", answered))
         if by_class
     ]
-
-
-def _left_out(dropped: Mapping[str, int]) -> list[str]:
-    count = f"{sum(dropped.values())} texts of train did not fit beside the answers of every arm"
-    return [f"{count} and were left out of all arms ({_listed(dropped)})."] if dropped else []
-
-
-def _listed(by_class: Mapping[str, int]) -> str:
-    return ", ".join(f"{label or 'all'} {count}" for label, count in by_class.items())

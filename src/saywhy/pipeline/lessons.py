@@ -49,16 +49,37 @@ def planned(this: Run, arm: Arm, base: str, learnt: Taught) -> tuple[Course, lis
 
 
 def _fitting(this: Run, learnt: Taught, base: tuple[str, str], arms: Sequence[Arm]) -> Taught:
-    """Leave a row that does not fit beside the answers of one arm out of all: what they differ in is what they say."""
-    each = [{one.id for one in encode(*planned(this, arm, base[0], learnt)).lessons} for arm in arms]
-    fit = set.intersection(*each)
-    rows = tuple(row for row in learnt.rows if row.id in fit)
-    if not rows:
+    rows, dropped = fitting(learnt.rows, [planned(this, arm, base[0], learnt) for arm in arms])
+    return replace(learnt, rows=rows, dropped=dropped)
+
+
+def fitting(
+    rows: Sequence[Row], plans: Sequence[tuple[Course, Sequence[Lesson]]]
+) -> tuple[tuple[Row, ...], Mapping[str, int]]:
+    """Leave rows out that do not fit beside the answers of one arm, and count them by class.
+
+    They are left out of all arms, whose `plans` drop what does not fit: arms are to differ in what they say alone.
+    Raises RequestError where no row is left.
+    """
+    fit = set.intersection(*({one.id for one in encode(*plan).lessons} for plan in plans))
+    left = tuple(row for row in rows if row.id in fit)
+    if not left:
         raise RequestError(
             "data.on_overflow: no training row fits beside the answers of every arm; set it to cut, or take a base "
             "with a larger context"
         )
-    return replace(learnt, rows=rows, dropped=Counter(row.label or "" for row in learnt.rows if row.id not in fit))
+    return left, Counter(row.label or "" for row in rows if row.id not in fit)
+
+
+def left_out(dropped: Mapping[str, int]) -> list[str]:
+    """Say in a sentence how many rows are in no arm because they do not fit, by class; none where all do."""
+    count = f"{sum(dropped.values())} texts of train did not fit beside the answers of every arm"
+    return [f"{count} and were left out of all arms ({listed(dropped)})."] if dropped else []
+
+
+def listed(by_class: Mapping[str, int]) -> str:
+    """Write counts by class in a line."""
+    return ", ".join(f"{label or 'all'} {count}" for label, count in by_class.items())
 
 
 def weighed(this: Run, written: Path) -> tuple[dict[str, tuple[str, ...]], tuple[Row, ...], dict[str, int]]:

@@ -13,7 +13,7 @@ from saywhy.lm.load import base_hash
 from saywhy.prompts import merge_instruction, reasoner_instruction, row_question
 from saywhy.records import RequestError
 from saywhy.teachers import Question, Teacher, Writer, given
-from saywhy.teachers.api import base_url, open_api
+from saywhy.teachers.api import address_of, base_url, open_api
 from saywhy.teachers.cost import estimate
 
 # Given its name, a teacher that merges writes under this one, and is told what others wrote.
@@ -71,15 +71,25 @@ def reckoned(config: Config, data: Data) -> list[str]:
     return lines
 
 
+def refuse_unready(config: Config) -> None:
+    """Raise RequestError where a server that is to be asked has no address, model or key, before others work."""
+    for name in [*config.reasonings.teacher, *([config.reasonings.merge] if config.reasonings.merge else [])]:
+        if (api := api_of(config, name)) is not None:
+            address_of(api, _place(name))
+
+
+def _place(name: str) -> str:
+    return "reasonings.api" if name == "api" else f"reasonings.named.{name}.api"
+
+
 def asked_as_it_is(config: Config, name: str, title: str, base: tuple[str, str] | None, instruction: str) -> Writer:
     """Give a teacher that was not taught to write reasonings: a base, a model of one's own, a server."""
     settings = config.reasonings
     own, api = settings.named.get(name), api_of(config, name)
     if api is not None:
-        place = "reasonings.api" if own is None else f"reasonings.named.{name}.api"
         identity = {"base_url": base_url(api), "model": api.model, "instruction": instruction}
         drawn = settings.sampling.model_dump()
-        begin = partial(open_api, api, settings.sampling, config.seed, instruction, place)
+        begin = partial(open_api, api, settings.sampling, config.seed, instruction, _place(name))
         told = {**identity, "sampling": drawn, "seed": config.seed}
         return Writer(title, told, begin, at_once=api.concurrency, remote=True, sampling=drawn)
     if own is not None and own.local is not None:

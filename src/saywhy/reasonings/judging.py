@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -108,6 +109,15 @@ def _rank(candidate: Candidate, at: int) -> tuple[float, float, int]:
     support = float("-inf") if figures.support is None else figures.support
     likelihood = float("-inf") if figures.likelihood is None else figures.likelihood
     return -support, -likelihood, at
+
+
+def in_turn(more: Mapping[str, int], able: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Give out what each class is to have more of to its rows in turn, the first ones first."""
+    extra: Counter[str] = Counter()
+    for label, count in more.items():
+        for at in range(count):
+            extra[able[label][at % len(able[label])]] += 1
+    return dict(extra)
 
 
 def extra_of(weights: Mapping[str, int], rows: Mapping[str, int], share: float) -> dict[str, int]:

@@ -18,7 +18,7 @@ from saywhy.journal import Journal
 from saywhy.progress import Advance, in_silence, track
 from saywhy.prompts import merged_question, row_question
 from saywhy.reasonings.asking import NOT_ANSWERED, ask_several
-from saywhy.reasonings.judging import MERGED, Measured, extra_of, verdicts, with_figures
+from saywhy.reasonings.judging import MERGED, Measured, extra_of, in_turn, verdicts, with_figures
 from saywhy.reasonings.parts import path_of, stands, summary, write_part
 from saywhy.records import LABEL_CUE, REASONING_CUE, Candidate, Row, Task, WorkError
 from saywhy.teachers import Draft, Question, Writer
@@ -311,17 +311,15 @@ def _extra(court: _Court, parts: Sequence[Sequence[Row]]) -> dict[str, int]:
         return {}
     weights: Counter[str] = Counter()
     able: dict[str, list[str]] = {}
-    for some in _together(court.job, parts):
-        kept = Counter(one.row_id for found in _judged(court, some, {}) for one in found if one.kept)
-        for row in chain.from_iterable(some):
-            label = row.label or ""
-            # A row that is left out weighs nothing.
-            weights[label] += bool(kept[row.id]) or court.job.settings.without_reasoning == "label_only"
-            if kept[row.id]:
-                able.setdefault(label, []).append(row.id)
+    with track("reasonings: judged, before top_up", len(court.job.rows), "rows") as advance:
+        for some in _together(court.job, parts):
+            kept = Counter(one.row_id for found in _judged(court, some, {}) for one in found if one.kept)
+            for row in chain.from_iterable(some):
+                label = row.label or ""
+                # A row that is left out weighs nothing.
+                weights[label] += bool(kept[row.id]) or court.job.settings.without_reasoning == "label_only"
+                if kept[row.id]:
+                    able.setdefault(label, []).append(row.id)
+            advance(sum(map(len, some)), 0, "")
     more = extra_of(weights, {label: len(names) for label, names in able.items()}, share)
-    extra: Counter[str] = Counter()
-    for label, count in more.items():
-        for at in range(count):
-            extra[able[label][at % len(able[label])]] += court.job.settings.per_row
-    return dict(extra)
+    return {name: count * court.job.settings.per_row for name, count in in_turn(more, able).items()}

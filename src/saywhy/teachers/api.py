@@ -82,11 +82,7 @@ def open_api(
     Raises RequestError: the client is not installed, there is no model or no key, or the server refuses what it is
     asked. WorkError: nothing comes from the server, or it wants to be paid.
     """
-    try:
-        import openai  # noqa: F401
-    except ImportError:
-        raise RequestError("a teacher behind an API needs OpenAI's client: pip install 'saywhy[api]'") from None
-    address = _address(api, place)
+    address = address_of(api, place)
     names = ("seed", "top_p", "temperature", "max_tokens")
     manner = _Manner({name: name for name in names})
 
@@ -130,8 +126,15 @@ def base_url(api: Api) -> str | None:
     return None if given in ("", OPENAI_URL) else given
 
 
-def _address(api: Api, place: str) -> Address:
-    """Find server, model and key, and refuse what cannot work."""
+def address_of(api: Api, place: str) -> Address:
+    """Find server, model and key.
+
+    Raises RequestError: the client is not installed, there is no model or no key, or no address.
+    """
+    try:
+        import openai  # noqa: F401
+    except ImportError:
+        raise RequestError("a teacher behind an API needs OpenAI's client: pip install 'saywhy[api]'") from None
     if api.model is None:
         raise RequestError(f"{place}.model is not set: name the model as the server calls it")
     own = base_url(api)

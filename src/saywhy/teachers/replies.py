@@ -139,7 +139,7 @@ def read_refusal(
         wrong = "refused the key" if address.key else "asks for a key"
         env = address.api.key_env
         return _end(RequestError(f"{url} {wrong} (401): put a valid one into the environment variable {env}"))
-    if status == 402 or SPENT.search(text):
+    if status == 402 or SPENT.search(_named(body)):
         return _end(WorkError(f"{url} wants to be paid first ({status}): {said}; run again then, answers are kept"))
     if status in AGAIN or status >= 500:
         wait = retry_after(headers, now)
@@ -261,6 +261,15 @@ def _message(body: object) -> str:
         if isinstance(found, str) and found.strip():
             return _short(found)
     return _short(_whole(body)) or "no message"
+
+
+def _named(body: object) -> str:
+    """What a server calls its error: its code, type and message, without what it repeats of the question."""
+    if isinstance(body, str):
+        return body
+    error = _get(body, "error")
+    found = [error, *(_get(part, key) for part in (error, body) for key in ("code", "type", "message", "detail"))]
+    return " ".join(one for one in found if isinstance(one, str))
 
 
 def _whole(body: object) -> str:

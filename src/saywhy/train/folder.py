@@ -211,7 +211,7 @@ def _write(folder: Path, course: Course, encoded: Encoded, model: Any, trained: 
     apart = None if lora is None or course.save == "merged" else (lora, course.base)
     save(folder, course.arm, model, encoded.encoder, apart)
     adapter = None if lora is None else {**lora.model_dump(), "bits": bits, "merged": apart is None}
-    facts = {**asdict(trained), "adapter": adapter, "cut": encoded.cut, "dropped": encoded.dropped}
+    facts = {**asdict(trained), "adapter": adapter, "cut": encoded.cut}
     store.write_json(folder / "train.json", facts)
     if course.shares:
         taught = shares_of(encoded.examples, course.settings)
