@@ -16,7 +16,7 @@ from saywhy.journal import Journal
 from saywhy.lm import adapters
 from saywhy.lm.load import config_of, tokenizer_of
 from saywhy.pipeline.judging import evaluated
-from saywhy.pipeline.lessons import Taught, left_out, lesson, planned, short_of_top_up, weighed
+from saywhy.pipeline.lessons import Taught, left_out, lesson, planned, short_of_top_up, untrained, weighed
 from saywhy.pipeline.measures import measured, measured_by
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, tracked, worked_lessons
 from saywhy.pipeline.writers import KEPT, merger, reckoned, refuse_unready, writers
@@ -70,7 +70,7 @@ def run(
         # 3 each arm is trained on the same rows, with or without the kept reasonings
         base = base_of(this, "classifier")
         learnt = lesson(this, written, base, arms)
-        for note in left_out(learnt.dropped):
+        for note in [*left_out(learnt.dropped), *untrained(this, learnt)]:
             say(note)
         made = {arm.name: _arm(this, arm, base, learnt) for arm in arms}
         if until == "train":

@@ -12,7 +12,7 @@ from saywhy import classifier, evaluate, reasonings, store
 from saywhy.config import Config, needed_base
 from saywhy.data import fingerprint
 from saywhy.pipeline.floors import floors, without
-from saywhy.pipeline.lessons import Taught, left_out, listed, told
+from saywhy.pipeline.lessons import Taught, left_out, listed, told, untrained
 from saywhy.pipeline.probes import probed
 from saywhy.pipeline.stage import Made, Run, keep
 from saywhy.predict import Classifier, answer, load, too_long
@@ -34,7 +34,7 @@ def evaluated(
     kinds = {arm.name: arm.arm for arm in config.classifier.arms}
     dev: dict[str, evaluate.Answers] = {}
     test: dict[str, evaluate.Answers] = {}
-    notes = [*missing, *left_out(learnt.dropped), *without(config)]
+    notes = [*missing, *left_out(learnt.dropped), *untrained(this, learnt), *without(config)]
     train = {name: store.read_json(made.folder / "train.json") for name, made in arms.items()}
     # All questions to one arm come one after another; no two models need to be in memory.
     opened = lru_cache(maxsize=1)(load)

@@ -71,6 +71,18 @@ def fitting(
     return left, Counter(row.label or "" for row in rows if row.id not in fit)
 
 
+def untrained(this: Run, learnt: Taught) -> list[str]:
+    """Say which labels of train no arm has a row of, because none was left; no sentence where there is none."""
+    rows, taught = Counter(row.label or "" for row in this.data.train), {row.label for row in learnt.rows}
+    gone = {label: count for label, count in rows.items() if label not in taught}
+    if not gone or not this.data.task.labels:
+        return []
+    return [
+        f"No arm is trained on a row of these classes: {listed(gone)}. All their rows are left out, for want of a kept "
+        "reasoning (reasonings.without_reasoning) or of room (data.on_overflow)."
+    ]
+
+
 def left_out(dropped: Mapping[str, int]) -> list[str]:
     """Say in a sentence how many rows are in no arm because they do not fit, by class; none where all do."""
     count = f"{sum(dropped.values())} texts of train did not fit beside the answers of every arm"

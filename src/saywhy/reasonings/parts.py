@@ -36,6 +36,8 @@ SCHEMA = pa.schema(
 )
 # Candidates that a report shows before only the first of a reason or class is added, and columns of a printed table.
 SAMPLES, COLUMNS = 120, 8
+# Classes beside them that are named, those that got least.
+NAMED = 5
 
 
 def path_of(folder: Path, number: int) -> Path:
@@ -206,13 +208,20 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     for reason, count in told["dropped"].items():
         rows.append((reason, [count, *(one["dropped"].get(reason, 0) for _, one in classes)]))
     wide = max(len(name) for name, _ in rows)
-    return [
+    table = [
         f"{name:<{wide}} "
         + " ".join(
             f"{_cell(cell):>{max(8, len(str(head)[:16]))}}" for cell, head in zip(cells, rows[0][1], strict=True)
         )
         for name, cells in rows
     ]
+    shown = {label for label, _ in classes}
+    others = [(label, one) for label, one in told["by_class"].items() if label not in shown]
+    others.sort(key=lambda item: (item[1]["rows"] - item[1]["without"]) / item[1]["rows"])
+    if not others:
+        return table
+    worst = ", ".join(f"{label} {one['rows'] - one['without']} of {one['rows']}" for label, one in others[:NAMED])
+    return [*table, f"{len(others)} classes more; rows with a reasoning, the fewest first: {worst}"]
 
 
 def unread(told: Mapping[str, Any]) -> list[str]:

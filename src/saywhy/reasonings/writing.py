@@ -76,11 +76,18 @@ def write(
         reasons = ", ".join(f"{name} {count}" for name, count in found["dropped"].items())
         failed = next(iter(journal.failures(book)), "") if NOT_ANSWERED in found["dropped"] else ""
         why = f". Mostly there was no answer: {failed}; the same command asks again" if failed else ""
-        raise WorkError(
-            f"no reasoning is kept for any row ({reasons}); read {folder}/part-*.parquet, then loosen "
-            f"reasonings.checks, train the reasoner longer, or take another teacher{why}"
-        )
+        advice = f"read {folder}/part-*.parquet, then {_advice(job, found)}"
+        raise WorkError(f"no reasoning is kept for any row ({reasons}); {advice}{why}")
     return found
+
+
+def _advice(job: Job, told: Mapping[str, Any]) -> str:
+    """Say what would help where nothing is kept."""
+    if job.merger is None and all(writer.given for writer in job.writers):
+        return f"look at what {' and '.join(writer.name for writer in job.writers)} bring, or loosen reasonings.checks"
+    if next(iter(told["dropped"]), "") == "cut_off":
+        return "raise reasonings.sampling.max_tokens, or take another teacher"
+    return "loosen reasonings.checks, train the reasoner longer, or take another teacher"
 
 
 def first_drafts(job: Job, book: Journal) -> dict[str, str]:
