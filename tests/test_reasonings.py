@@ -235,10 +235,10 @@ def test_the_advice_where_nothing_is_kept_is_about_who_writes(tmp_path: Path) ->
     def cut_off(task: Task, row: Row, candidate: Candidate) -> bool:
         return True
 
-    with pytest.raises(WorkError, match=r"\(empty 5\).*then look at what column bring, or loosen"):
+    with pytest.raises(WorkError, match=r"\(empty 5\).*then look at what column brought, or loosen"):
         write(tmp_path, [brought({"r1": " "})])
     again(tmp_path)
-    with pytest.raises(WorkError, match="then raise reasonings.sampling.max_tokens"):
+    with pytest.raises(WorkError, match=r"then raise reasonings\.sampling\.max_tokens"):
         write(tmp_path, [writer("w", says("w"))], [cut_off], max_tries=1)
 
 
@@ -600,8 +600,7 @@ def test_samples_and_table_leave_out_no_verdict_and_not_the_rarest_class(tmp_pat
     head, *_, last = reasonings.lines(reasonings.summary(tmp_path / "reasonings"))
     assert "label 76" in head and head.count("label") == 8
     # Of the 69 others the one with a row without is named first.
-    assert last.startswith("69 classes more; rows with a reasoning, the fewest first: label 71 3 of 4, ")
-    assert last.count("label") == 5
+    assert last == "69 classes more: rows with a reasoning, the fewest first: label 71 3 of 4"
 
 
 def test_the_table_counts_by_reason_and_class(tmp_path: Path) -> None:

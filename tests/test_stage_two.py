@@ -355,7 +355,7 @@ def test_a_missing_key_is_told_before_the_reasoner_learns(
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"reasonings__teacher": ["column"]}, "top_up: column bring one reasoning a row, and write no more"),
+        ({"reasonings__teacher": ["column"]}, "top_up: a column has one reasoning a row and writes no more"),
         ({"task__labels": None, "task__choices": "options"}, "task.choices gives each row its own"),
     ],
 )

@@ -172,7 +172,7 @@ class Reasonings(Settings):
             raise ValueError("the teacher file needs file: {path: …}")
         if self.top_up is not None and self.teacher and self.merge is None and set(self.teacher) <= set(GIVEN):
             raise ValueError(
-                f"top_up: {' and '.join(self.teacher)} bring one reasoning a row, and write no more; name a teacher "
+                f"top_up: a {' or a '.join(self.teacher)} has one reasoning a row and writes no more; name a teacher "
                 "that writes beside, or set classifier.train.class_weights to balanced"
             )
         if self.per_row > self.candidates:

@@ -54,7 +54,9 @@ def stage(this: Run, name: str, kind: str, settings: object, inputs: object, wor
     """Do one stage unless its stamp says that it is done."""
     folder, stamp = this.folder / name, store.fingerprint(kind, settings, inputs)
     if store.is_done(folder, stamp):
-        say(f"{name}: done before, not repeated")
+        # Several stages of one run begin with the base.
+        if kind != "base":
+            say(f"{name}: done before, not repeated")
     elif (same := _beside(this, name, lambda other: store.is_done(other, stamp))) is not None:
         store.adopt(folder, same, stamp)
         say(f"{name}: the same as in {same.parent.name}, not repeated")

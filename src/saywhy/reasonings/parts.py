@@ -220,8 +220,9 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     others.sort(key=lambda item: (item[1]["rows"] - item[1]["without"]) / item[1]["rows"])
     if not others:
         return table
-    worst = ", ".join(f"{label} {one['rows'] - one['without']} of {one['rows']}" for label, one in others[:NAMED])
-    return [*table, f"{len(others)} classes more; rows with a reasoning, the fewest first: {worst}"]
+    lacking = [f"{label} {one['rows'] - one['without']} of {one['rows']}" for label, one in others if one["without"]]
+    named = "rows with a reasoning, the fewest first: " + ", ".join(lacking[:NAMED])
+    return [*table, f"{len(others)} classes more: {named if lacking else 'no row lacks one'}"]
 
 
 def unread(told: Mapping[str, Any]) -> list[str]:

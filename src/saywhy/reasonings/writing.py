@@ -84,7 +84,8 @@ def write(
 def _advice(job: Job, told: Mapping[str, Any]) -> str:
     """Say what would help where nothing is kept."""
     if job.merger is None and all(writer.given for writer in job.writers):
-        return f"look at what {' and '.join(writer.name for writer in job.writers)} bring, or loosen reasonings.checks"
+        names = " and ".join(writer.name for writer in job.writers)
+        return f"look at what {names} brought, or loosen reasonings.checks"
     if next(iter(told["dropped"]), "") == "cut_off":
         return "raise reasonings.sampling.max_tokens, or take another teacher"
     return "loosen reasonings.checks, train the reasoner longer, or take another teacher"
