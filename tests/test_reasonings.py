@@ -446,8 +446,10 @@ def test_what_was_merged_is_judged_where_no_merged_one_is_kept(tmp_path: Path) -
 
 
 def test_what_a_merger_did_not_answer_stands_unmerged_until_it_does(tmp_path: Path) -> None:
-    merging = writer("merge:m", lambda q: Draft("", failed="timeout"), remote=True)
+    asked: list[str] = []
+    merging = writer("merge:m", lambda q: Draft("", failed="timeout"), asked, remote=True)
     rows = write(tmp_path, both("one", "two"), merger=merging)
+    assert {one.split()[1] for one in asked} == {"0"}, "what stands needs no other candidate"
     assert {row["reasoning"] for row in rows if row["kept"]} == {f"one of {row.id}" for row in ROWS}
     rows = write(tmp_path, both("one", "two"), merger=writer("merge:m", says("m"), remote=True))
     assert {row["reasoning"] for row in rows if row["kept"]} == {f"m {row.id} 0" for row in ROWS}

@@ -43,6 +43,8 @@ def test_rows_without_a_reasoning_are_left_out_of_all_arms_or_of_none(tmp_path: 
     for arm in ("label_only", "reason_then_label"):
         assert set(trained_on(kept.folder / arm)) == every
         assert set(trained_on(left.folder / arm)) == every - birds
+    card = (left.folder / "label_only" / "README.md").read_text(encoding="utf-8")
+    assert f"{len(every - birds)} rows for" in card
     said = f"No arm is trained on a row of these classes: bird {len(birds)}. All their rows are left out, for want"
     assert any(note.startswith(said) for note in left.metrics["notes"])
     assert not any("No arm is trained" in note for note in kept.metrics["notes"])
