@@ -261,7 +261,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
     monkeypatch.setattr(pipeline, "run", stopped)
     config = toy.write_config(toy.write_data(tmp_path / "data"), **toy.quick())
     assert cli.main(["run", str(config)]) == 130
-    assert printed()[1].strip() == "stopped; the same command goes on from the last checkpoint"
+    assert printed()[1].strip() == "stopped; the same command goes on: checkpoints and answers are kept"
 
 
 # The commands.

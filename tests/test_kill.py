@@ -98,7 +98,8 @@ def test_stopped_in_every_stage_a_run_ends_with_the_same_figures(
         if stop[-1] == signal.SIGINT:
             assert ended.returncode == 130, ended.stderr
             assert "Traceback" not in ended.stderr
-            assert ended.stderr.strip().splitlines()[-1] == "stopped; the same command goes on from the last checkpoint"
+            said = "stopped; the same command goes on: checkpoints and answers are kept"
+            assert ended.stderr.strip().splitlines()[-1] == said
             assert not (run / ".lock").exists()
         else:
             assert ended.returncode == -signal.SIGKILL, (stop, ended.stderr)

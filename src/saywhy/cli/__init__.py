@@ -517,7 +517,7 @@ def _told(work: Callable[[], int]) -> int:
         _fail(problem)
         return 1
     if code == STOPPED:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("stopped; the same command goes on: checkpoints and answers are kept", file=sys.stderr)
     return code
 
 
