@@ -170,7 +170,7 @@ class Reasonings(Settings):
             raise ValueError("merge needs two teachers or more, whose reasonings it makes one of")
         if "file" in self.teacher and self.file is None:
             raise ValueError("the teacher file needs file: {path: …}")
-        if self.top_up is not None and self.teacher and self.merge is None and set(self.teacher) <= set(GIVEN):
+        if self.top_up is not None and self.brought and self.merge is None:
             raise ValueError(
                 f"top_up: a {' or a '.join(self.teacher)} has one reasoning a row and writes no more; name a teacher "
                 "that writes beside, or set classifier.train.class_weights to balanced"
@@ -180,8 +180,13 @@ class Reasonings(Settings):
         return self
 
     @property
+    def brought(self) -> bool:
+        """Whether there are teachers, and the reasonings of all come with the rows."""
+        return bool(self.teacher) and set(self.teacher) <= set(GIVEN)
+
+    @property
     def measured(self) -> bool:
         """Whether figures are taken that need a model."""
         if self.support == "auto":
-            return bool(set(self.teacher) - set(GIVEN))
+            return bool(self.teacher) and not self.brought
         return self.support == "always"

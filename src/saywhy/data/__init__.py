@@ -69,9 +69,9 @@ def read(config: Config) -> Data:
     from_file = _file_reasonings(config, train, notes)
     ids = {row.id for row in train}
     reasonings = {name: text for name, text in reasonings.items() if name in ids}
-    none = sum(not reasonings.get(name, "").strip() for name in ids)
-    if "column" in config.reasonings.teacher and none:
-        notes.append(f"{none} rows of train have no reasoning in the column {config.reasonings.column}.")
+    if "column" in config.reasonings.teacher:
+        none = sum(not reasonings.get(name, "").strip() for name in ids)
+        notes += [f"{none} rows of train have no reasoning in the column {config.reasonings.column}."] if none else []
     found = audit(labels, {"train": train, "dev": dev, "test": test}, empty, notes)
     return Data(task, tuple(train), tuple(dev), tuple(test), worked_cases, reasonings, from_file, found)
 

@@ -21,7 +21,7 @@ from saywhy.labelling.reading import read_answer
 from saywhy.labelling.scoring import load, read_scored, scoring
 from saywhy.labelling.voting import Answer, Tally, supporting, vote
 from saywhy.lm.load import base_hash
-from saywhy.pipeline.writers import KEPT, api_of, asked_as_it_is
+from saywhy.pipeline.writers import announce, api_of, asked_as_it_is
 from saywhy.predict.stream import Filling, Seen, check_output, fill, look, opened, slices
 from saywhy.progress import Advance, say, track
 from saywhy.prompts import (
@@ -31,6 +31,7 @@ from saywhy.prompts import (
     merged_question,
     row_pieces,
 )
+from saywhy.reasonings import listed
 from saywhy.reasonings.asking import ask, begun_once
 from saywhy.records import RequestError, Row, Task, WorkError
 from saywhy.teachers import Draft, Question, Writer
@@ -94,8 +95,7 @@ def label(config: Config, output: Path | None = None, overwrite: bool = False) -
     estimates, tally = reckoned(config), Tally(job.task)
     book_path = path.with_name(JOURNAL.format(path.name))
     with opened(path), journal.opened(book_path) as book:
-        for line in [*estimates, *([KEPT] if estimates and journal.spent(book) else [])]:
-            say(line)
+        announce(estimates, book)
         for name in settings.teachers:
             # A model leaves the memory before the next one's comes; a server is who it was.
             own = [one for one in voters if one.teacher == name]
@@ -219,8 +219,8 @@ def _ask_all(job: _Job, book: Journal, name: str, voters: Sequence[_Voter], seen
             for voter in voters:
                 cut += _ask_part(job, book, voter, rows, advance)
     if cut:
-        said = ", ".join(f"{answer} {count}" for answer, count in cut.items())
-        say(f"label: {name}: {cut.total()} texts did not fit and were cut in the middle where it answered ({said})")
+        count = f"{cut.total()} texts did not fit and were cut in the middle where it answered"
+        say(f"label: {name}: {count} ({listed(cut)})")
 
 
 def _ask_part(job: _Job, book: Journal, voter: _Voter, rows: Sequence[Row], advance: Advance) -> Counter[str]:

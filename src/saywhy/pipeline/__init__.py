@@ -19,7 +19,7 @@ from saywhy.pipeline.judging import evaluated
 from saywhy.pipeline.lessons import Taught, left_out, lesson, planned, short_of_top_up, untrained, weighed
 from saywhy.pipeline.measures import measured, measured_by
 from saywhy.pipeline.stage import Made, Run, Spread, base_of, here, stage, tracked, worked_lessons
-from saywhy.pipeline.writers import KEPT, merger, reckoned, refuse_unready, writers
+from saywhy.pipeline.writers import announce, merger, reckoned, refuse_unready, servers, writers
 from saywhy.progress import say
 from saywhy.prompts import MODES
 from saywhy.records import RequestError
@@ -116,12 +116,9 @@ def refuse_early(config: Config, until: str = "report") -> None:
     if until == "reason" and not config.reasonings.teacher:
         raise RequestError("reasonings.teacher: there is none to write; give reasoner.worked_cases or name a teacher")
     refuse_missing(config.trackers)
-    named = {name: own.api for name, own in config.reasonings.named.items()} | {"api": config.reasonings.api}
-    asked = {*config.reasonings.teacher, config.reasonings.merge}
-    for name in sorted(named.keys() & asked):
-        if (api := named[name]) is not None and api.model is None:
-            place = "reasonings.api.model" if name == "api" else f"reasonings.named.{name}.api.model"
-            raise RequestError(f"{place}: there is none; name the model as the server does")
+    for place, api in servers(config):
+        if api.model is None:
+            raise RequestError(f"{place}.model: there is none; name the model as the server does")
     known = sorted({mode for arm in config.classifier.arms for mode in MODES[arm.arm]})
     for mode in config.evaluate.modes or ():
         if mode not in known:
@@ -219,9 +216,7 @@ def _write(this: Run, out: Path, job: reasonings.Job, book: Journal) -> None:
     for other in [] if this.beside is None else sorted(this.beside.glob(f"*/{journal.FILE}")):
         if other.parent != this.folder:
             journal.take_over(book, other)
-    before, estimates = journal.spent(book), reckoned(this.config, this.data)
-    for line in [*estimates, *([KEPT] if before and estimates else [])]:
-        say(line)
+    announce(reckoned(this.config, this.data), book)
     told = reasonings.write(out, job, book, partial(measured, this, job, book))
     for line in [*reasonings.lines(told), *reasonings.unread(told)]:
         say(line)

@@ -12,7 +12,7 @@ from saywhy import classifier, evaluate, reasonings, store
 from saywhy.config import Config, needed_base
 from saywhy.data import fingerprint
 from saywhy.pipeline.floors import floors, without
-from saywhy.pipeline.lessons import Taught, left_out, listed, told, untrained
+from saywhy.pipeline.lessons import Taught, left_out, told, untrained
 from saywhy.pipeline.probes import probed
 from saywhy.pipeline.stage import Made, Run, keep
 from saywhy.predict import Classifier, answer, load, too_long
@@ -197,7 +197,7 @@ def _not_fitting(name: str, facts: Mapping[str, Any], answered: Mapping[str, int
     """Say which texts an arm did not see whole: `facts` of its training, rows `answered` that were cut, by class."""
     return [
         f"{name}: {sum(by_class.values())} texts of {split} did not fit and were cut in the middle "
-        f"({listed(by_class)})."
+        f"({reasonings.listed(by_class)})."
         for split, by_class in (("train", facts["cut"]), ("test", answered))
         if by_class
     ]

@@ -78,20 +78,15 @@ def untrained(this: Run, learnt: Taught) -> list[str]:
     if not gone or not this.data.task.labels:
         return []
     return [
-        f"No arm is trained on a row of these classes: {listed(gone)}. All their rows are left out, for want of a kept "
-        "reasoning (reasonings.without_reasoning) or of room (data.on_overflow)."
+        f"No arm is trained on a row of these classes: {reasonings.listed(gone)}. All their rows are left out, for "
+        "want of a kept reasoning (reasonings.without_reasoning) or of room (data.on_overflow)."
     ]
 
 
 def left_out(dropped: Mapping[str, int]) -> list[str]:
     """Say in a sentence how many rows are in no arm because they do not fit, by class; none where all do."""
     count = f"{sum(dropped.values())} texts of train did not fit beside the answers of every arm"
-    return [f"{count} and were left out of all arms ({listed(dropped)})."] if dropped else []
-
-
-def listed(by_class: Mapping[str, int]) -> str:
-    """Write counts by class in a line."""
-    return ", ".join(f"{label or 'all'} {count}" for label, count in by_class.items())
+    return [f"{count} and were left out of all arms ({reasonings.listed(dropped)})."] if dropped else []
 
 
 def weighed(this: Run, written: Path) -> tuple[dict[str, tuple[str, ...]], tuple[Row, ...], dict[str, int]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from saywhy import reasoner
+from saywhy import journal, reasoner
 from saywhy.config import Api, Config, Sampling
 from saywhy.data import Data
+from saywhy.journal import Journal
 from saywhy.lm.load import base_hash
+from saywhy.progress import say
 from saywhy.prompts import merge_instruction, reasoner_instruction, row_question
 from saywhy.records import RequestError
 from saywhy.teachers import Question, Teacher, Writer, given
@@ -18,8 +20,6 @@ from saywhy.teachers.cost import estimate
 
 # Given its name, a teacher that merges writes under this one, and is told what others wrote.
 MERGER = "merge:{}"
-# What an estimate leaves out where a run goes on.
-KEPT = "What was answered before is not asked again."
 
 
 def writers(
@@ -57,13 +57,12 @@ def reckoned(config: Config, data: Data) -> list[str]:
     if settings.top_up is not None:
         again += "; what tops up rare classes comes on top"
     merging = [(settings.merge, ", merging", " and the reasonings it is shown")] if settings.merge else []
-    given = all(name in ("column", "file") for name in settings.teacher)
     for name, what, beside in [*((name, "", "") for name in settings.teacher), *merging]:
         if (api := api_of(config, name)) is not None:
             questions = (
                 Question(row.id, row_question(data.task, row, settings.label_shown), index)
                 for row in data.train
-                for index in range(1 if what and given else settings.candidates)
+                for index in range(1 if what and settings.brought else settings.candidates)
             )
             instruction = (merge_instruction if what else reasoner_instruction)(settings.label_shown)
             told = estimate(questions, instruction, settings.sampling, api.price)
@@ -71,11 +70,24 @@ def reckoned(config: Config, data: Data) -> list[str]:
     return lines
 
 
+def announce(estimates: Sequence[str], book: Journal) -> None:
+    """Say what asking will take, and where answers are kept already that these are not asked for."""
+    for line in estimates:
+        say(line)
+    if estimates and journal.spent(book):
+        say("What was answered before is not asked again.")
+
+
+def servers(config: Config) -> list[tuple[str, Api]]:
+    """Give every server that is to be asked, with the place of its settings."""
+    names = sorted({*config.reasonings.teacher, config.reasonings.merge or ""})
+    return [(_place(name), api) for name in names if (api := api_of(config, name)) is not None]
+
+
 def refuse_unready(config: Config) -> None:
     """Raise RequestError where a server that is to be asked has no address, model or key, before others work."""
-    for name in [*config.reasonings.teacher, *([config.reasonings.merge] if config.reasonings.merge else [])]:
-        if (api := api_of(config, name)) is not None:
-            address_of(api, _place(name))
+    for place, api in servers(config):
+        address_of(api, place)
 
 
 def _place(name: str) -> str:

@@ -2,7 +2,17 @@
 
 from saywhy.reasonings.asking import NOT_ANSWERED, begun_once
 from saywhy.reasonings.judging import Measure, Measured, extra_of, in_turn, measures
-from saywhy.reasonings.parts import kept_weights, lines, read_kept, samples, short_of, spent_line, summary, unread
+from saywhy.reasonings.parts import (
+    kept_weights,
+    lines,
+    listed,
+    read_kept,
+    samples,
+    short_of,
+    spent_line,
+    summary,
+    unread,
+)
 from saywhy.reasonings.writing import Job, first_drafts, write
 
 __all__ = [
@@ -16,6 +26,7 @@ __all__ = [
     "in_turn",
     "kept_weights",
     "lines",
+    "listed",
     "measures",
     "read_kept",
     "samples",

@@ -225,11 +225,16 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     return [*table, f"{len(others)} classes more: {named if lacking else 'no row lacks one'}"]
 
 
+def listed(counts: Mapping[str, int]) -> str:
+    """Write counts by class, or by reason, in a line."""
+    return ", ".join(f"{name or 'all'} {count}" for name, count in counts.items())
+
+
 def unread(told: Mapping[str, Any]) -> list[str]:
     """Say of each teacher, in a sentence, how many texts it could not read whole, by class."""
     return [
         f"{teacher}: {sum(by_class.values())} texts of train did not fit and were cut in the middle where it wrote "
-        f"({', '.join(f'{label} {count}' for label, count in by_class.items())})."
+        f"({listed(by_class)})."
         for teacher, by_class in told["prompt_cut"].items()
     ]
 

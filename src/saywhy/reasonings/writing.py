@@ -19,7 +19,7 @@ from saywhy.progress import Advance, in_silence, track
 from saywhy.prompts import merged_question, row_question
 from saywhy.reasonings.asking import NOT_ANSWERED, ask_several
 from saywhy.reasonings.judging import MERGED, Measured, extra_of, in_turn, verdicts, with_figures
-from saywhy.reasonings.parts import path_of, stands, summary, write_part
+from saywhy.reasonings.parts import listed, path_of, stands, summary, write_part
 from saywhy.records import LABEL_CUE, REASONING_CUE, Candidate, Row, Task, WorkError
 from saywhy.teachers import Draft, Question, Writer
 
@@ -73,11 +73,10 @@ def write(
                 advance(len(parts[number]), 0, f"kept {kept / judged:.0%}" if judged else "")
     found = summary(folder)
     if not found["kept"]:
-        reasons = ", ".join(f"{name} {count}" for name, count in found["dropped"].items())
         failed = next(iter(journal.failures(book)), "") if NOT_ANSWERED in found["dropped"] else ""
         why = f". Mostly there was no answer: {failed}; the same command asks again" if failed else ""
         advice = f"read {folder}/part-*.parquet, then {_advice(job, found)}"
-        raise WorkError(f"no reasoning is kept for any row ({reasons}); {advice}{why}")
+        raise WorkError(f"no reasoning is kept for any row ({listed(found['dropped'])}); {advice}{why}")
     return found
 
 
